@@ -1,0 +1,114 @@
+"""Typed addresses: what the CPU uses, what the device uses, and where a PCI function sits."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NewType
+
+from vfio_user.errors import ArgumentError
+
+__all__ = ["Iova", "IovaRange", "PciAddress", "PciId", "Vaddr"]
+
+Iova = NewType("Iova", int)
+"""An address as the device uses it, translated by the IOMMU."""
+
+Vaddr = NewType("Vaddr", int)
+"""An address of this process."""
+
+_BDF = re.compile(
+    r"(?:(?P<domain>[0-9a-f]{1,8}):)?(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])"
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PciAddress:
+    """Name one PCI function: domain, bus, device (slot) and function.
+
+    ``str()`` gives the spelling of sysfs: ``0000:01:00.0``.
+    """
+
+    domain: int
+    """PCI domain (segment), 0 to 2^32-1; 0 on most machines."""
+    bus: int
+    """Bus number, 0 to 255."""
+    device: int
+    """Device (slot) number on the bus, 0 to 31."""
+    function: int
+    """Function number of the device, 0 to 7."""
+
+    def __post_init__(self) -> None:
+        for name, limit in (("domain", 1 << 32), ("bus", 256), ("device", 32), ("function", 8)):
+            value = getattr(self, name)
+            if not 0 <= value < limit:
+                raise ArgumentError(f"PCI {name} {value:#x} is outside of 0..{limit - 1:#x}")
+
+    @classmethod
+    def parse(cls, text: str | PciAddress) -> PciAddress:
+        """Read an address as people write it: ``0000:01:00.0`` or ``01:00.0``, in either case.
+
+        Raises:
+            ArgumentError: it is not such an address.
+        """
+        if isinstance(text, PciAddress):
+            return text
+        found = _BDF.fullmatch(text.strip().lower())
+        if found is None:
+            raise ArgumentError(
+                f"{text!r} is not a PCI address; write domain:bus:device.function, such as 0000:01:00.0"
+            )
+        return cls(*(int(part or "0", 16) for part in found.groups()))
+
+    @property
+    def slot(self) -> tuple[int, int, int]:
+        """Domain, bus and device: what all functions of a slot share."""
+        return (self.domain, self.bus, self.device)
+
+    def __str__(self) -> str:
+        return f"{self.domain:04x}:{self.bus:02x}:{self.device:02x}.{self.function:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class PciId:
+    """Match a PCI device by vendor and device id, or by class code.
+
+    A field that is `None` matches everything. ``class_code`` has 24 bits: base class, sub-class, interface.
+    """
+
+    vendor: int | None = None
+    """Vendor id, 16 bits."""
+    device: int | None = None
+    """Device id, 16 bits."""
+    class_code: int | None = None
+    """Class code, 24 bits: ``0x010802`` is an NVMe controller."""
+
+    def matches(self, vendor: int, device: int, class_code: int) -> bool:
+        """Tell whether a device with these ids is meant."""
+        wanted = ((self.vendor, vendor), (self.device, device), (self.class_code, class_code))
+        return all(want is None or want == have for want, have in wanted)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class IovaRange:
+    """A range of IOVAs, both ends inclusive, as the uAPI has it."""
+
+    first: int
+    """Lowest IOVA of the range."""
+    last: int
+    """Highest IOVA of the range, inclusive."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last < 1 << 64:
+            raise ArgumentError(f"IOVA range {self.first:#x}..{self.last:#x} is empty or beyond 64 bits")
+
+    @property
+    def size(self) -> int:
+        """Number of bytes in the range."""
+        return self.last - self.first + 1
+
+    def contains(self, iova: int, size: int) -> bool:
+        """Tell whether ``size`` bytes from ``iova`` lie inside of the range."""
+        return self.first <= iova and size > 0 and iova + size - 1 <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first:#x}..{self.last:#x}"
