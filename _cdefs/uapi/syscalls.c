@@ -1,0 +1,87 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "syscalls.h"
+
+/* A file offset must not be cut where off_t is 32 bits wide. */
+_Static_assert(sizeof(off_t) == sizeof(int64_t), "build with 64-bit file offsets");
+
+static int result(int ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+int vu_ioctl(int fd, unsigned long request, void *arg)
+{
+	return result(ioctl(fd, request, arg));
+}
+
+int vu_ioctl_many(int fd, unsigned long request, void *args, size_t stride, size_t n, size_t *done)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		int ret;
+
+		do {
+			ret = vu_ioctl(fd, request, (char *)args + i * stride);
+		} while (ret == -EINTR);
+		if (ret < 0) {
+			*done = i;
+			return ret;
+		}
+	}
+	*done = n;
+	return 0;
+}
+
+intptr_t vu_mmap(uintptr_t addr, size_t len, int prot, int flags, int fd, int64_t off)
+{
+	void *place = mmap((void *)addr, len, prot, flags, fd, (off_t)off);
+
+	return place == MAP_FAILED ? -(intptr_t)errno : (intptr_t)place;
+}
+
+int vu_munmap(uintptr_t addr, size_t len)
+{
+	return result(munmap((void *)addr, len));
+}
+
+int vu_mprotect(uintptr_t addr, size_t len, int prot)
+{
+	return result(mprotect((void *)addr, len, prot));
+}
+
+int vu_madvise(uintptr_t addr, size_t len, int advice)
+{
+	return result(madvise((void *)addr, len, advice));
+}
+
+int vu_mlock(uintptr_t addr, size_t len)
+{
+	return result(mlock((void *)addr, len));
+}
+
+int vu_munlock(uintptr_t addr, size_t len)
+{
+	return result(munlock((void *)addr, len));
+}
+
+int64_t vu_pread(int fd, void *buf, size_t len, int64_t off)
+{
+	ssize_t ret = pread(fd, buf, len, (off_t)off);
+
+	return ret < 0 ? -(int64_t)errno : (int64_t)ret;
+}
+
+int64_t vu_pwrite(int fd, const void *buf, size_t len, int64_t off)
+{
+	ssize_t ret = pwrite(fd, buf, len, (off_t)off);
+
+	return ret < 0 ? -(int64_t)errno : (int64_t)ret;
+}

@@ -1,0 +1,21 @@
+/*
+ * System calls with raw addresses. Every one returns a value >= 0, or the negated errno: errno itself is
+ * thread state that Python code between the call and the check could change.
+ */
+int vu_ioctl(int fd, unsigned long request, void *arg);
+
+/*
+ * n calls of one request, the i-th with args + i * stride. Stops at the first failure; *done is the number
+ * of calls that succeeded.
+ */
+int vu_ioctl_many(int fd, unsigned long request, void *args, size_t stride, size_t n, size_t *done);
+
+intptr_t vu_mmap(uintptr_t addr, size_t len, int prot, int flags, int fd, int64_t off);
+int vu_munmap(uintptr_t addr, size_t len);
+int vu_mprotect(uintptr_t addr, size_t len, int prot);
+int vu_madvise(uintptr_t addr, size_t len, int advice);
+int vu_mlock(uintptr_t addr, size_t len);
+int vu_munlock(uintptr_t addr, size_t len);
+
+int64_t vu_pread(int fd, void *buf, size_t len, int64_t off);
+int64_t vu_pwrite(int fd, const void *buf, size_t len, int64_t off);

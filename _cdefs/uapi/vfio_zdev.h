@@ -1,0 +1,1 @@
+/* linux/vfio_zdev.h */

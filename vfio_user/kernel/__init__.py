@@ -1,0 +1,1 @@
+"""Kernel interface: ioctl, owned descriptors, memory mappings, sysfs."""
