@@ -1,0 +1,262 @@
+"""Emulated devices: from a user's words to QEMU's arguments.
+
+A *device* is written ``KIND[,property=value…]``: ``edu``, ``nvme,size=64M``. A *slot* is one or more devices
+joined by ``+``, which become the functions of one PCIe slot: ``edu+edu``. Each slot gets a PCIe root port of its own,
+so that it can be bound to vfio-pci, hot-reset and unplugged. Properties other than those in `KINDS` go to
+QEMU's ``-device`` as they are, and so does a kind that is not in the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfio_user.testing.errors import GuestSpecError
+
+__all__ = ["KINDS", "TOPOLOGIES", "Device", "Placed", "Plan", "parse_size", "parse_slot", "plan"]
+
+#: Slots by name, for ``--topology``.
+TOPOLOGIES: dict[str, tuple[str, ...]] = {
+    "T1": ("edu",),
+    "T2": ("nvme",),
+    "T3": ("edu+edu",),
+    "T4": ("igb+igb",),
+    "T5": ("virtio-net,aer=on",),
+    "T6": ("ivshmem", "edu"),
+    "T7": ("nvme,vfs=4",),
+}
+
+_FIRST_PORT = 0x04  # of pcie.0; the slots below are those of the runner's own devices
+_LAST_PORT = 0x1E  # 0x1f is the machine's LPC bridge
+_SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One emulated device, as the user wrote it."""
+
+    kind: str
+    """Name in `KINDS`, or that of a device model of QEMU."""
+    properties: tuple[tuple[str, str], ...] = ()
+    """Properties in the order in which they were given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A device with its name and place in the guest."""
+
+    name: str
+    """Kind and number: ``edu0``; also its id in QEMU's monitor."""
+    kind: str
+    """Kind as the user wrote it."""
+    port: str
+    """Address of its root port in the guest (bus numbers behind it are the guest's choice), or ``-``."""
+    function: str
+    """Device and function behind the port, ``00.1``; the whole address on pcie.0 when there is no port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All devices of a guest."""
+
+    arguments: tuple[str, ...]
+    """QEMU's arguments."""
+    placed: tuple[Placed, ...]
+    """Where each device is."""
+    files: tuple[tuple[str, int], ...]
+    """Backing files to create beforehand: path and size in bytes."""
+
+
+@dataclass(slots=True)
+class _Build:
+    """One device while it becomes arguments: kinds take out what is theirs and add what goes before."""
+
+    name: str
+    options: dict[str, str]
+    scratch: Path
+    model: str = ""
+    before: list[str] = field(default_factory=list)
+    files: list[tuple[str, int]] = field(default_factory=list)
+
+    def take(self, key: str, default: str) -> str:
+        return self.options.pop(key, default)
+
+    def drive(self, node: str, default_size: str) -> None:
+        """Add a raw disk: a sparse file, or nothing at all (``null=on``: reads zeros, for measuring)."""
+        size = parse_size(self.take("size", default_size))
+        if size % 512:
+            raise GuestSpecError(f"{self.name}: size must be a multiple of 512 bytes, not {size}")
+        if self.take("null", "off") == "on":
+            self.before += ["-blockdev", f"null-co,node-name={node},size={size},read-zeroes=on"]
+            return
+        path = self.scratch / f"{node}.raw"
+        self.files.append((str(path), size))
+        escaped = str(path).replace(",", ",,")
+        self.before += [
+            "-blockdev",
+            f"raw,node-name={node},cache.no-flush=on,discard=unmap,file.driver=file,file.filename={escaped}",
+        ]
+
+
+def _nvme(build: _Build) -> None:
+    build.model = "nvme"
+    build.options.setdefault("serial", f"VU-{build.name}")
+    node = f"{build.name}-disk"
+    build.drive(node, "256M")
+    vfs = build.take("vfs", "0")
+    if vfs == "0":
+        build.options["drive"] = node
+        return
+    # SR-IOV needs a subsystem, a namespace of its own, and queues and vectors set aside for the VFs.
+    build.before += ["-device", f"nvme-subsys,id={build.name}-subsys,nqn={build.name}"]
+    build.options |= {"subsys": f"{build.name}-subsys", "sriov_max_vfs": vfs}
+    for key, value in (
+        ("sriov_vq_flexible", str(2 * int(vfs))),
+        ("sriov_vi_flexible", vfs),
+        ("max_ioqpairs", str(2 * int(vfs) + 10)),
+        ("msix_qsize", str(int(vfs) + 12)),
+    ):
+        build.options.setdefault(key, value)
+
+
+def _ivshmem(build: _Build) -> None:
+    size = parse_size(build.take("size", "1M"))
+    build.model = "ivshmem-plain"
+    build.options["memdev"] = f"{build.name}-memory"
+    build.before += ["-object", f"memory-backend-ram,id={build.name}-memory,size={size},share=on"]
+
+
+def _network(model: str, **defaults: str) -> Callable[[_Build], None]:
+    def build_network(build: _Build) -> None:
+        build.model = model
+        build.before += ["-netdev", f"hubport,id={build.name}-net,hubid=0"]
+        build.options = {"netdev": f"{build.name}-net"} | defaults | build.options
+
+    return build_network
+
+
+def _virtio_blk(build: _Build) -> None:
+    build.model = "virtio-blk-pci"
+    build.drive(f"{build.name}-disk", "64M")
+    build.options = {"drive": f"{build.name}-disk"} | _MODERN | build.options
+
+
+def _simple(model: str, **defaults: str) -> Callable[[_Build], None]:
+    def build_simple(build: _Build) -> None:
+        build.model = model
+        build.options = defaults | build.options
+
+    return build_simple
+
+
+_MODERN = {"disable-legacy": "on", "iommu_platform": "on"}
+
+#: What each kind adds to the plain ``-device``.
+KINDS: dict[str, Callable[[_Build], None]] = {
+    "e1000e": _network("e1000e"),
+    "edu": _simple("edu"),
+    "igb": _network("igb"),
+    "ivshmem": _ivshmem,
+    "nvme": _nvme,
+    "virtio-blk": _virtio_blk,
+    "virtio-net": _network("virtio-net-pci", **_MODERN),
+    "virtio-rng": _simple("virtio-rng-pci", **_MODERN),
+}
+
+
+def parse_size(text: str) -> int:
+    """Return a size in bytes: ``64M``, ``1G``, ``4096``."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise GuestSpecError(f"{text!r} is not a size; write a number with K, M, G or T behind it, such as 64M")
+    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+
+
+def parse_device(text: str) -> Device:
+    """Return one device of ``KIND[,property=value…]``."""
+    kind, *rest = text.strip().split(",")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", kind):
+        raise GuestSpecError(f"{text!r} is not a device; write KIND[,property=value…], such as nvme,size=64M")
+    properties = []
+    for part in rest:
+        key, sign, value = part.partition("=")
+        if not key or not sign:
+            raise GuestSpecError(f"{part!r} in {text!r} is not a property; write property=value")
+        properties.append((key.strip(), value))
+    return Device(kind, tuple(properties))
+
+
+def parse_slot(text: str) -> tuple[Device, ...]:
+    """Return the functions of one slot: devices joined by ``+``; eight at most."""
+    functions = tuple(parse_device(part) for part in text.split("+"))
+    if len(functions) > 8:
+        raise GuestSpecError(f"{text!r} has {len(functions)} functions; a slot has room for 8")
+    return functions
+
+
+def plan(slots: Iterable[str], scratch: Path) -> Plan:
+    """Place devices behind root ports.
+
+    Args:
+        slots: what `parse_slot` takes, one for each slot, in the order of their addresses.
+        scratch: directory for the backing files of disks.
+
+    Raises:
+        GuestSpecError: a slot can't be read, or there are more than 27.
+    """
+    arguments: list[str] = []
+    placed: list[Placed] = []
+    files: list[tuple[str, int]] = []
+    numbers: Counter[str] = Counter()
+    for index, text in enumerate(slots):
+        port = _FIRST_PORT + index
+        if port > _LAST_PORT:
+            raise GuestSpecError(f"a guest has room for {_LAST_PORT - _FIRST_PORT + 1} slots")
+        functions = parse_slot(text)
+        behind_port = _wants_port(functions, text)
+        if behind_port:
+            # The default speed of 16 GT/s makes a hot reset of a PCIe endpoint fail after a second: the kernel waits
+            # for a "link active" that this port never reports at 8 GT/s and up.
+            arguments += [
+                "-device",
+                f"pcie-root-port,id=port{index},bus=pcie.0,addr={port:#x},chassis={index + 1},slot={index + 1},x-speed=5",
+            ]
+        for function, device in enumerate(functions):
+            name = f"{device.kind}{numbers[device.kind]}"
+            numbers[device.kind] += 1
+            build = _Build(name, {key: value for key, value in device.properties if key != "port"}, scratch)
+            KINDS.get(device.kind, _simple(device.kind))(build)
+            place = {"bus": f"port{index}", "addr": f"0.{function}"} if behind_port else {"bus": "pcie.0", "addr": f"{port:#x}"}
+            arguments += [*build.before, "-device", _device(build, place, function, len(functions))]
+            if "subsys" in build.options:
+                arguments += ["-device", f"nvme-ns,drive={name}-disk,bus={name}"]
+            files += build.files
+            placed.append(
+                Placed(name, device.kind, f"0000:00:{port:02x}.0", f"00.{function}")
+                if behind_port
+                else Placed(name, device.kind, "-", f"0000:00:{port:02x}.0")
+            )
+    return Plan(tuple(arguments), tuple(placed), tuple(files))
+
+
+def _wants_port(functions: tuple[Device, ...], text: str) -> bool:
+    answers = {dict(device.properties).get("port", "yes") for device in functions}
+    if not answers <= {"yes", "no"}:
+        raise GuestSpecError(f"{text!r}: port must be yes or no")
+    if "no" in answers and len(functions) > 1:
+        raise GuestSpecError(f"{text!r}: a slot of several functions needs its root port; leave port=no out")
+    return "no" not in answers
+
+
+def _device(build: _Build, place: dict[str, str], function: int, functions: int) -> str:
+    """Return the value of ``-device``."""
+    options = {"id": build.name} | place
+    if functions > 1 and function == 0:
+        options["multifunction"] = "on"
+    if functions > 1 and build.model == "igb" and function + 1 < functions:
+        # igb is an ARI device: the kernel finds its neighbour by this number only.
+        options["x-pcie-ari-nextfn-1"] = "on"
+    return ",".join([build.model, *(f"{key}={value}" for key, value in (options | build.options).items())])

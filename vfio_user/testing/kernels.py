@@ -1,0 +1,95 @@
+"""Kernels for guests, from the distribution's packages: fetched, unpacked in the cache, never installed."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfio_user.testing import cache, debian
+from vfio_user.testing.errors import GuestSetupError, GuestSpecError
+
+__all__ = ["STOCK", "Kernel", "busybox", "resolve"]
+
+#: Kernels by name, and the distribution's release that has them; None is the release of this machine.
+STOCK: dict[str, str | None] = {"stock": None, "6.1": "bookworm", "6.12": "trixie"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A bootable kernel and its modules."""
+
+    image: Path
+    """The bzImage."""
+    release: str
+    """What ``uname -r`` says; ``built-in`` for an image without modules."""
+    modules: Path | None
+    """Directory with modules.dep, or None when everything is built in."""
+    key: str
+    """Changes when the kernel does."""
+
+
+def resolve(name: str) -> Kernel:
+    """Return the kernel that a user calls `name`.
+
+    Args:
+        name: a key of `STOCK`, or the path of a bzImage (then everything that the guest needs must be built in) or
+            of a directory with ``vmlinuz`` and ``lib/modules/RELEASE``.
+
+    Raises:
+        GuestSpecError: no such kernel.
+        GuestSetupError: its package can't be had.
+    """
+    if name in STOCK:
+        return _stock(STOCK[name])
+    path = Path(name).expanduser().resolve()
+    if path.is_dir():
+        return _in_tree(path, str(path))
+    if path.is_file():
+        stamp = path.stat()
+        return Kernel(path, "built-in", None, f"{path}:{stamp.st_mtime_ns}:{stamp.st_size}")
+    raise GuestSpecError(f"there is no kernel {name!r}; take {', '.join(STOCK)}, or the path of a bzImage")
+
+
+def busybox() -> Path:
+    """Return the static busybox of this machine's release."""
+    program = Path("usr/bin/busybox")
+    place = debian.unpacked(debian.find("busybox-static", debian.release()))
+    return place / program if (place / program).exists() else place / "bin/busybox"
+
+
+def _stock(suite: str | None) -> Kernel:
+    suite = suite or debian.release()
+    # The metapackage names the current kernel.
+    meta = debian.find("linux-image-amd64", suite)
+    names = [name for name in meta.depends if name.startswith("linux-image-")]
+    if not names:
+        raise GuestSetupError(f"linux-image-amd64 of {suite} names no kernel; it depends on {meta.depends}")
+    package = debian.find(names[0], suite)
+
+    place = cache.entry(
+        "kernel", f"{package.name}_{package.version}", lambda place: _unpack_kernel(package, busybox(), place)
+    )
+    return _in_tree(place, f"{package.name}={package.version}")
+
+
+def _unpack_kernel(package: debian.Package, busybox: Path, place: Path) -> None:
+    """Lay out a kernel package as ``vmlinuz`` and ``lib/modules/RELEASE``, with the modules.dep that it comes without."""
+    debian.unpack(package, place)
+    if not (place / "lib/modules").is_dir():  # Debian 13 and later
+        (place / "usr/lib").rename(place / "lib")
+    (image,) = (place / "boot").glob("vmlinuz-*")
+    image.rename(place / "vmlinuz")
+    (modules,) = (place / "lib/modules").iterdir()
+    command = [str(busybox), "depmod", "-b", str(place), modules.name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise GuestSetupError(f"depmod of kernel {modules.name} failed: {done.stderr.strip()}")
+
+
+def _in_tree(place: Path, key: str) -> Kernel:
+    image = place / "vmlinuz"
+    releases = sorted((place / "lib/modules").glob("*")) if (place / "lib/modules").is_dir() else []
+    if not image.is_file() or len(releases) != 1 or not (releases[0] / "modules.dep").is_file():
+        raise GuestSpecError(f"{place} must have vmlinuz, and lib/modules/RELEASE with modules.dep")
+    return Kernel(image, releases[0].name, releases[0], key)
