@@ -1,150 +1,256 @@
-"""Fetch Debian packages without installing them: a private apt state in the cache, no root, no change to the host.
+"""Packages of any Debian suite, fetched and unpacked in the cache: no root, and nothing on the host changes.
 
-The mirror is the one that this machine's apt is set up for; the release may be another than the machine's.
+apt does the work (signatures, checksums, proxies), with a state of its own for each suite, beside the cache's
+entries: its lists, its empty idea of what is installed, and a source list with the machine's own mirror and keyring.
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cmp_to_key
 from pathlib import Path
 
-from vfio_user.testing import cache
+from vfio_user.testing import aptsources, cache
+from vfio_user.testing.aptsources import release
 from vfio_user.testing.errors import GuestSetupError
 
-__all__ = ["Package", "find", "release", "unpack", "unpacked"]
+__all__ = ["Package", "find", "newest", "release", "unpack", "unpacked"]
 
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_FRESH = 24 * 3600.0  # seconds for which package lists are good
-_TIMEOUT = 900.0  # seconds for one run of apt; a kernel's source package has 170 MB
+#: Lists older than this are fetched again, in seconds; when the mirror does not answer they still serve.
+LISTS_AGE = 24 * 3600.0
+#: Deadline of one apt or dpkg command, in seconds; a kernel is 100 MB.
+DEADLINE = 900.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One version of a package, as a release has it."""
+    """One version of one package."""
 
     name: str
-    """Binary package."""
+    """Name without an architecture."""
     version: str
-    """Debian's version."""
+    """Version as the archive has it, epoch and revision included."""
     suite: str
-    """Release that it comes from."""
-    depends: tuple[str, ...]
-    """Names of the packages that it depends on; the first of alternatives."""
-
-
-def release() -> str:
-    """Return the code name of this machine's release: ``bookworm``."""
-    for line in Path("/etc/os-release").read_text().splitlines():
-        key, _, value = line.partition("=")
-        if key == "VERSION_CODENAME":
-            return value.strip('"')
-    return "sid"  # testing and unstable have no code name there
+    """The suite that it was found in."""
+    depends: tuple[str, ...] = ()
+    """Names of the packages that it depends on; the first of alternatives only, no version."""
 
 
 def find(name: str, suite: str) -> Package:
-    """Return the newest version of package `name` in `suite`, without fetching it.
+    """Find the newest version of a package in a suite.
+
+    Args:
+        name: exact name of a binary package.
+        suite: ``"bookworm"``, ``"trixie-backports"``, ``"sid"`` …: any that the machine's mirror carries.
 
     Raises:
-        GuestSetupError: apt, mirror or package can't be had.
+        GuestSetupError: there is no such package or suite, or the mirror can't be reached.
     """
-    _update(suite)
-    shown = _apt(suite, "apt-cache", "show", "--no-all-versions", name)
-    fields = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line and not line.startswith(" "))
-    if "Version" not in fields:
-        raise GuestSetupError(f"release {suite} has no package {name}")
-    names = [part.split("|")[0].split("(")[0].strip() for part in fields.get("Depends", "").split(",")]
-    return Package(name, fields["Version"], suite, tuple(name for name in names if name))
+    state = _AptState(suite)
+    for fresh in (False, True):
+        state.refresh(0.0 if fresh else LISTS_AGE)
+        packages = [each for each in _stanzas(state.run("apt-cache", "show", name, check=False), suite)]
+        packages = [each for each in packages if each.name == name]
+        if packages:
+            return max(packages, key=lambda each: _version_key(each.version))
+    raise GuestSetupError(f"{suite} has no package {name}")
 
 
-def unpack(package: Package, place: Path) -> None:
-    """Fetch `package`, checked against the release's signature, and unpack it below `place`."""
-    downloads = _state(package.suite) / "downloads"
-    downloads.mkdir(exist_ok=True)
-    stem = f"{package.name}_{package.version.replace(':', '%3a')}_"
-    _apt(package.suite, "apt-get", "-q", "download", f"{package.name}={package.version}", cwd=downloads)
-    for archive in downloads.glob(f"{stem}*.deb"):
+def newest(name: str, suites: Iterable[str]) -> Package:
+    """Find the newest version of a package in several suites, of which the mirror need not have all.
+
+    Raises:
+        GuestSetupError: none of the suites has it, or the mirror can't be reached; the message has each reason.
+    """
+    found: list[Package] = []
+    reasons: list[str] = []
+    for suite in suites:
         try:
-            _run(["dpkg-deb", "--extract", str(archive), str(place)])
-        finally:
-            archive.unlink()
-        return
-    raise GuestSetupError(f"apt fetched no file of package {package.name} {package.version}")
+            found.append(find(name, suite))
+        except GuestSetupError as error:
+            reasons.append(f"{suite}: {error}")
+    if not found:
+        raise GuestSetupError(f"no suite has {name}: " + "; ".join(reasons))
+    return max(found, key=lambda each: _version_key(each.version))
 
 
 def unpacked(package: Package) -> Path:
-    """Return the directory in the cache that `package` is unpacked in."""
+    """Give the directory in the cache that holds a package unpacked, fetching it when it is missing or damaged.
+
+    Raises:
+        GuestSetupError: it can't be fetched or unpacked.
+    """
     return cache.entry("package", f"{package.name}_{package.version}", lambda place: unpack(package, place))
 
 
-def _state(suite: str) -> Path:
-    return cache.root() / "apt" / suite
+def unpack(package: Package, place: Path) -> None:
+    """Fetch a package, whose checksum apt verifies, and unpack it into an existing directory.
+
+    Raises:
+        GuestSetupError: it can't be fetched or unpacked.
+    """
+    state = _AptState(package.suite)
+    with tempfile.TemporaryDirectory(prefix=".fetch.", dir=state.place) as scratch:
+        try:
+            state.run("apt-get", "download", f"{package.name}={package.version}", cwd=Path(scratch))
+        except GuestSetupError:
+            # The suite may have moved on since the lists were fetched; the same version may still be there.
+            state.refresh(0.0)
+            state.run("apt-get", "download", f"{package.name}={package.version}", cwd=Path(scratch))
+        (deb,) = Path(scratch).glob("*.deb")
+        _command(["dpkg-deb", "--extract", str(deb), str(place)])
 
 
-def _mirror() -> str:
-    """Return the address of the Debian mirror that this machine's apt uses."""
-    _need("apt-get")
-    wanted = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
-    rows = _run(["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"]).splitlines()
-    for row in rows:
-        address, suite, component = row.split("|")
-        if component == "main" and "-" not in suite:  # neither -security nor -updates
-            return address
-    raise GuestSetupError("apt has no Debian mirror with a component 'main'; add one to its sources")
+class _AptState:
+    """A private apt for one suite."""
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.place = cache.root() / "apt" / suite
+        self.config = self.place / "apt.conf"
+        self._stamp = self.place / "fetched"
+
+    def refresh(self, age: float) -> None:
+        """Fetch the lists unless those here are younger than `age`; old ones serve when the mirror is away."""
+        if self._is_younger(age):
+            return
+        began = time.time()
+        self.place.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if self._is_younger(max(age, time.time() - began)):  # another process did it while we waited
+                return
+            self._configure()
+            try:
+                self.run("apt-get", "update", "--error-on=any")
+            except GuestSetupError as error:
+                if not self._stamp.exists():
+                    raise
+                _log.warning("using lists of %s that are not fresh: %s", self.suite, error)
+                return
+            self._stamp.touch()
+
+    def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
+        """Run an apt command on this state and give its output."""
+        return _command([command[0], "-c", str(self.config), *command[1:]], cwd=cwd, check=check)
+
+    def _is_younger(self, age: float) -> bool:
+        try:
+            return time.time() - self._stamp.stat().st_mtime < age
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        deadline = time.monotonic() + DEADLINE
+        with (self.place / "lock").open("w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise GuestSetupError(
+                            f"another process has held {lock.name} for {DEADLINE:.0f} s"
+                        ) from None
+                    time.sleep(0.1)
+            yield
+
+    def _configure(self) -> None:
+        """Write the private configuration, which apt reads after the machine's own (proxies stay in force)."""
+        for left_over in self.place.glob(".fetch.*"):
+            if time.time() - left_over.stat().st_mtime > DEADLINE:
+                shutil.rmtree(left_over, ignore_errors=True)
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (self.place / folder).mkdir(parents=True, exist_ok=True)
+        (self.place / "status").touch()
+        source = aptsources.mirror(aptsources.configured(), release())
+        options = dict(source.options)
+        if "BEGIN PGP" in options.get("signed-by", ""):
+            keyring = self.place / "keyring.asc"
+            # In a .sources file an empty line of the key is written as a dot.
+            rows = ("" if row == "." else row for row in options["signed-by"].strip().splitlines())
+            keyring.write_text("\n".join(rows) + "\n")
+            options["signed-by"] = str(keyring)
+        else:
+            options = {name: ",".join(value.split()) for name, value in options.items()}
+        shown = " ".join(f"{name}={value}" for name, value in options.items())
+        (self.place / "sources.list").write_text(
+            f"deb [{shown}] {source.uri} {self.suite} main\n".replace("[] ", "")
+        )
+        self.config.write_text(_CONFIGURATION.format(place=self.place))
 
 
-def _update(suite: str) -> None:
-    """Fetch the package lists of `suite` when they are missing or old; old ones do when the mirror is away."""
-    state = _state(suite)
-    stamp = state / "updated"
-    if stamp.exists() and time.time() - stamp.stat().st_mtime < _FRESH:
-        return
-    if not _KEYRING.exists():
-        raise GuestSetupError(f"{_KEYRING} is missing; install the package debian-archive-keyring")
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (state / folder).mkdir(parents=True, exist_ok=True)
-    (state / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n")
+# Hooks of the machine are for its own state (Docker images clean theirs up), and so are its pins.
+_CONFIGURATION = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Post-Invoke;
+Dir::State "{place}";
+Dir::State::status "{place}/status";
+Dir::State::lists "{place}/lists";
+Dir::Cache "{place}/cache";
+Dir::Cache::archives "{place}/cache/archives";
+Dir::Etc::sourcelist "{place}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+APT::Sandbox::User "";
+APT::Default-Release "";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::http::Timeout "60";
+"""
+
+
+def _stanzas(text: str, suite: str) -> Iterator[Package]:
+    for stanza in text.split("\n\n"):
+        rows = dict(row.partition(": ")[::2] for row in stanza.splitlines() if not row.startswith(" "))
+        if "Package" in rows and "Version" in rows:
+            depends = f"{rows.get('Pre-Depends', '')},{rows.get('Depends', '')}".split(",")
+            names = (each.split("|")[0].split("(")[0].strip().partition(":")[0] for each in depends)
+            yield Package(rows["Package"], rows["Version"], suite, tuple(name for name in names if name))
+
+
+def _compare_versions(left: str, right: str) -> int:
+    """Compare as dpkg does; a tilde sorts before everything, so no plain comparison serves."""
+    if left == right:
+        return 0
+    command = ["dpkg", "--compare-versions", left, "lt", right]
+    return -1 if subprocess.run(command, check=False, timeout=DEADLINE).returncode == 0 else 1
+
+
+_version_key = cmp_to_key(_compare_versions)
+
+
+def _command(command: list[str], *, cwd: Path | None = None, check: bool = True) -> str:
     try:
-        _apt(suite, "apt-get", "-q", "update", "--error-on=any")
-    except GuestSetupError:
-        if not stamp.exists():
-            raise
-    stamp.touch()
-
-
-def _apt(suite: str, program: str, *arguments: str, cwd: Path | None = None) -> str:
-    """Run a program of apt on the private state of `suite`."""
-    state = _state(suite)
-    options = {
-        "Dir::State::Lists": state / "lists",
-        "Dir::State::status": "/dev/null",
-        "Dir::Cache": state / "cache",
-        "Dir::Etc::SourceList": state / "sources.list",
-        "Dir::Etc::SourceParts": "/nonexistent",
-        "Dir::Etc::Preferences": "/nonexistent",
-        "Dir::Etc::PreferencesParts": "/nonexistent",
-        "APT::Sandbox::User": "",  # the cache is not readable for apt's own user
-        "APT::Default-Release": "",
-        "Acquire::Languages": "none",
-        "Acquire::Retries": "3",
-        "Debug::NoLocking": "1",
-    }
-    flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-    return _run([program, *flags, *arguments], cwd=cwd)
-
-
-def _need(program: str) -> None:
-    if shutil.which(program) is None:
-        raise GuestSetupError(f"{program} is not on this machine: packages for the guest come from Debian; run there")
-
-
-def _run(command: list[str], cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            check=False,
+            timeout=DEADLINE,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    except FileNotFoundError as error:
+        raise GuestSetupError(f"{command[0]} is missing: packages can be fetched on Debian only") from error
     except subprocess.TimeoutExpired as error:
-        raise GuestSetupError(f"{command[0]} did not end within {_TIMEOUT:.0f} s: {' '.join(command)}") from error
-    if done.returncode:
-        raise GuestSetupError(f"{command[0]} failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}")
+        raise GuestSetupError(f"{' '.join(command)} did not end within {DEADLINE:.0f} s") from error
+    if check and done.returncode != 0:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise GuestSetupError(f"{' '.join(command)} failed ({done.returncode}): {said}")
     return done.stdout
