@@ -13,27 +13,27 @@ for module in $(cat /modules); do
     modprobe "$module" || fail "module $module does not load"
 done
 
-mkdir /host /layer /root
+mkdir /host /layer /new
 # The host's files do not change while a guest runs, so the guest may cache whatever it has seen of them.
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,access=any,cache=loose host /host ||
     fail "can't mount the host's root"
 mount -t tmpfs -o mode=755 tmpfs /layer
 mkdir /layer/upper /layer/work
-mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /root ||
+mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new ||
     fail "can't mount the overlay"
 
 for folder in proc sys dev; do
-    mkdir -p /root/$folder
-    mount --move /$folder /root/$folder
+    mkdir -p /new/$folder
+    mount --move /$folder /new/$folder
 done
-mkdir -p /root/run/vfio-user
-mount -t tmpfs -o mode=755 tmpfs /root/run/vfio-user
-mkdir /root/run/vfio-user/bin /root/run/vfio-user/output
+mkdir -p /new/run/vfio-user
+mount -t tmpfs -o mode=755 tmpfs /new/run/vfio-user
+mkdir /new/run/vfio-user/bin /new/run/vfio-user/output
 # No cache here: the host shows each line as it is written.
-mount -t 9p -o rw,trans=virtio,version=9p2000.L,msize=512000,access=any,cache=none output /root/run/vfio-user/output ||
+mount -t 9p -o rw,trans=virtio,version=9p2000.L,msize=512000,access=any,cache=none output /new/run/vfio-user/output ||
     fail "can't mount the output folder"
-cp /bin/busybox /main.sh /root/run/vfio-user/bin/
-for applet in sh depmod insmod lsmod modprobe poweroff rmmod; do
-    ln -s busybox /root/run/vfio-user/bin/$applet
+cp /bin/busybox /main.sh /new/run/vfio-user/bin/
+for applet in depmod insmod lsmod modprobe poweroff rmmod; do
+    ln -s busybox /new/run/vfio-user/bin/$applet
 done
-exec switch_root /root /run/vfio-user/bin/busybox sh /run/vfio-user/bin/main.sh
+exec switch_root /new /run/vfio-user/bin/busybox sh /run/vfio-user/bin/main.sh

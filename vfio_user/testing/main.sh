@@ -49,7 +49,7 @@ done <"$control/devices"
 echo ']' >>$base/devices.json
 
 echo >"$control/started"
-sh "$control/command.sh" >"$control/stdout" 2>"$control/stderr" </dev/null
+/bin/sh "$control/command.sh" >"$control/stdout" 2>"$control/stderr" </dev/null
 echo $? >"$control/rc.part"
 dmesg >"$control/dmesg"
 mv "$control/rc.part" "$control/rc"

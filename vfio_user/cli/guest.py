@@ -1,0 +1,111 @@
+"""``vfio-user guest``: run a command in a QEMU guest with emulated devices."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vfio_user.testing import kernels, qemu, topology
+from vfio_user.testing.errors import GuestSpecError
+from vfio_user.testing.guest import Guest, run
+
+__all__ = ["add"]
+
+_DESCRIPTION = """\
+Boot a QEMU guest that has emulated PCI devices, bound to vfio-pci, behind an emulated IOMMU; run COMMAND in it as root;
+show its output; exit with its exit code.
+
+The guest sees this machine's files at the same paths. What it writes is gone afterwards, but for the folder
+$VFIO_USER_OUTPUT, which --output names here. $VFIO_USER_DEVICES names a JSON file with the devices' addresses.
+"""
+_EXAMPLES = """\
+examples:
+  vfio-user guest --device edu -- ls -l /dev/vfio
+  vfio-user guest --kernel 6.1 --device nvme,size=64M --output results -- python -m pytest tests
+  vfio-user guest --device edu+edu --iommu virtio -- sh -c 'cat $VFIO_USER_DEVICES'
+
+A guest that crashes, panics or hangs is an error (exit code 2), shown with the end of its console.
+"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this command's arguments."""
+    parser = subparsers.add_parser(
+        "guest",
+        help="run a command in a QEMU guest with emulated devices",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Guest()
+    named = "; ".join(f"{name} = {' and '.join(slots)}" for name, slots in topology.TOPOLOGIES.items())
+    parser.add_argument(
+        "--kernel",
+        default=default.kernel,
+        help=f"{', '.join(kernels.STOCK)}, or the path of a bzImage (default: {default.kernel}: that of this release)",
+    )
+    parser.add_argument(
+        "--device",
+        dest="devices",
+        action="append",
+        default=[],
+        metavar="KIND[,PROPERTY=VALUE…][+…]",
+        help="one PCIe slot; + joins the functions of one slot; may be given several times. "
+        f"Kinds: {', '.join(sorted(topology.KINDS))}, and QEMU's own device models",
+    )
+    parser.add_argument(
+        "--topology", action="append", default=[], metavar="NAME", help=f"slots by name, before --device: {named}"
+    )
+    parser.add_argument("--iommu", choices=sorted(qemu.IOMMUS), default=default.iommu, help="default: %(default)s")
+    parser.add_argument("--memory", default=default.memory, metavar="SIZE", help="default: %(default)s")
+    parser.add_argument("--cpus", type=int, default=default.cpus, metavar="N", help="default: %(default)s")
+    parser.add_argument("--accel", choices=["tcg", "kvm"], default=default.accel, help="default: %(default)s")
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="for all of it (default: %(default)g)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder that the guest may write to")
+    parser.add_argument("--append", default=default.append, metavar="ARGUMENTS", help="kernel arguments to add")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="variable for the command")
+    parser.add_argument("--no-bind", action="store_true", help="leave the devices to the kernel's own drivers")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="program and arguments, after --")
+    parser.set_defaults(run=_run)
+
+
+def _slots(arguments: argparse.Namespace) -> tuple[str, ...]:
+    slots: list[str] = []
+    for name in arguments.topology:
+        if name not in topology.TOPOLOGIES:
+            raise GuestSpecError(f"there is no topology {name!r}; take one of {', '.join(topology.TOPOLOGIES)}")
+        slots += topology.TOPOLOGIES[name]
+    return (*slots, *arguments.devices)
+
+
+def _environment(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if not pair.partition("=")[1] or not pair.partition("=")[0].isidentifier():
+            raise GuestSpecError(f"--env {pair!r} is not NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    guest = Guest(
+        kernel=arguments.kernel,
+        devices=_slots(arguments),
+        iommu=arguments.iommu,
+        memory=arguments.memory,
+        cpus=arguments.cpus,
+        accel=arguments.accel,
+        append=arguments.append,
+        bind=not arguments.no_bind,
+    )
+    result = run(
+        guest,
+        arguments.command,
+        timeout=arguments.timeout,
+        output=arguments.output,
+        environment=_environment(arguments.env),
+        stdout=sys.stdout.buffer,
+        stderr=sys.stderr.buffer,
+    )
+    return result.returncode
