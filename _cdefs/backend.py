@@ -45,8 +45,11 @@ __all__ = [
 UAPI_MODULE = "vfio_user._uapi"
 EMITTED = Path("_cdefs/build/_uapi.c")
 DECLARATIONS = Path("_cdefs/uapi")
-# One order for the compiler and for cffi: iommufd and the others use nothing of each other.
+# In this order for cffi and for the compiler: the contents of vfio_zdev.h use those of vfio.h.
 HEADERS = ("vfio.h", "iommufd.h", "vfio_ccw.h", "vfio_zdev.h", "syscalls.h")
+SYSTEM_HEADERS = ("stddef.h", "stdint.h", "sys/mman.h", "linux/mman.h")
+# Declarations for cffi only: numbers that the system headers have.
+SYSTEM_CONSTANTS = "mman.cdef"
 
 LIMITED_API = "0x030b0000"
 LIMITED_API_TAG = "cp311"
@@ -64,8 +67,8 @@ def emit_uapi(target: Path = EMITTED, declarations: Path = DECLARATIONS) -> None
     from cffi import FFI
 
     ffi = FFI()
-    ffi.cdef("\n".join((declarations / name).read_text() for name in HEADERS))
-    preamble = ["#include <stddef.h>", "#include <stdint.h>", *(f'#include "{name}"' for name in HEADERS)]
+    ffi.cdef("\n".join((declarations / name).read_text() for name in (*HEADERS, SYSTEM_CONSTANTS)))
+    preamble = [f"#include <{name}>" for name in SYSTEM_HEADERS] + [f'#include "{name}"' for name in HEADERS]
     ffi.set_source(UAPI_MODULE, "\n".join(preamble) + "\n", py_limited_api=not FREE_THREADED)
     target.parent.mkdir(parents=True, exist_ok=True)
     ffi.emit_c_code(str(target))
