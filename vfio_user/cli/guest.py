@@ -13,11 +13,12 @@ from vfio_user.testing.guest import Guest, run
 __all__ = ["add"]
 
 _DESCRIPTION = """\
-Boot a QEMU guest that has emulated PCI devices, bound to vfio-pci, behind an emulated IOMMU; run COMMAND in it as root;
-show its output; exit with its exit code.
+Boot a QEMU guest that has emulated PCI devices, bound to vfio-pci, behind an emulated IOMMU; run COMMAND in
+it as root; show its output; exit with its exit code.
 
 The guest sees this machine's files at the same paths. What it writes is gone afterwards, but for the folder
-$VFIO_USER_OUTPUT, which --output names here. $VFIO_USER_DEVICES names a JSON file with the devices' addresses.
+$VFIO_USER_OUTPUT, which --output names here. $VFIO_USER_DEVICES names a JSON file with the devices'
+addresses.
 """
 _EXAMPLES = """\
 examples:
@@ -43,7 +44,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--kernel",
         default=default.kernel,
-        help=f"{', '.join(kernels.STOCK)}, or the path of a bzImage (default: {default.kernel}: that of this release)",
+        help=f"{', '.join(kernels.STOCK)}, or a bzImage's path (default: {default.kernel}, this release's)",
     )
     parser.add_argument(
         "--device",
@@ -55,9 +56,15 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         f"Kinds: {', '.join(sorted(topology.KINDS))}, and QEMU's own device models",
     )
     parser.add_argument(
-        "--topology", action="append", default=[], metavar="NAME", help=f"slots by name, before --device: {named}"
+        "--topology",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"slots by name, before --device: {named}",
     )
-    parser.add_argument("--iommu", choices=sorted(qemu.IOMMUS), default=default.iommu, help="default: %(default)s")
+    parser.add_argument(
+        "--iommu", choices=sorted(qemu.IOMMUS), default=default.iommu, help="default: %(default)s"
+    )
     parser.add_argument("--memory", default=default.memory, metavar="SIZE", help="default: %(default)s")
     parser.add_argument("--cpus", type=int, default=default.cpus, metavar="N", help="default: %(default)s")
     parser.add_argument("--accel", choices=["tcg", "kvm"], default=default.accel, help="default: %(default)s")
@@ -65,9 +72,15 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="for all of it (default: %(default)g)"
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder that the guest may write to")
-    parser.add_argument("--append", default=default.append, metavar="ARGUMENTS", help="kernel arguments to add")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="variable for the command")
-    parser.add_argument("--no-bind", action="store_true", help="leave the devices to the kernel's own drivers")
+    parser.add_argument(
+        "--append", default=default.append, metavar="ARGUMENTS", help="kernel arguments to add"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="variable for the command"
+    )
+    parser.add_argument(
+        "--no-bind", action="store_true", help="leave the devices to the kernel's own drivers"
+    )
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="program and arguments, after --")
     parser.set_defaults(run=_run)
 
@@ -76,7 +89,9 @@ def _slots(arguments: argparse.Namespace) -> tuple[str, ...]:
     slots: list[str] = []
     for name in arguments.topology:
         if name not in topology.TOPOLOGIES:
-            raise GuestSpecError(f"there is no topology {name!r}; take one of {', '.join(topology.TOPOLOGIES)}")
+            raise GuestSpecError(
+                f"there is no topology {name!r}; take one of {', '.join(topology.TOPOLOGIES)}"
+            )
         slots += topology.TOPOLOGIES[name]
     return (*slots, *arguments.devices)
 

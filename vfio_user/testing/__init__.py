@@ -1,8 +1,8 @@
 """QEMU guests with emulated devices, for tests of userspace drivers.
 
-Outside: `run` boots a `Guest` and runs a command in it. Inside: `devices` and `device` tell where the emulated
-devices are, `output` where to leave files, `qmp` and `hmp` speak to QEMU's monitor. The command ``vfio-user guest`` and
-the pytest plugin (`vfio_user.testing.plugin`) are made of these.
+Outside: `run` boots a `Guest` and runs a command in it. Inside: `devices` and `device` tell where the
+emulated devices are, `output` where to leave files, `qmp` and `hmp` speak to QEMU's monitor. The command
+``vfio-user guest`` and the pytest plugin (`vfio_user.testing.plugin`) are made of these.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Keep what is expensive to fetch or build, outside of the checkout, and never use half of it.
 
-An entry is a directory ``<cache>/<kind>/<key>``. It is built in a directory beside its place and renamed, and it
-carries a marker with a digest of its file names and sizes. An entry without a marker, or one whose files do not
-match the digest (a full disk, a power cut, a helping hand), is thrown away and built again.
+An entry is a directory ``<cache>/<kind>/<key>``. It is built in a directory beside its place and renamed, and
+it carries a marker with a digest of its file names and sizes. An entry without a marker, or one whose files
+do not match the digest (a full disk, a power cut, a helping hand), is thrown away and built again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
 
     Args:
         kind: what it is: ``"kernel"``.
-        key: which one; everything that its content depends on. Characters that a file name can't have are replaced.
+        key: which one; everything that its content depends on. Characters that a file name can't have are
+            replaced.
         build: fills the directory that it is given; called once, with other processes kept out.
     """
     place = root() / kind / re.sub(r"[^A-Za-z0-9._+~=-]", "_", key)

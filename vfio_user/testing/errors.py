@@ -3,10 +3,10 @@
 ::
 
     GuestError (VfioError)
-    ├── GuestSpecError (ArgumentError)     a guest that can't be built: unknown device, bad size, unknown kernel
-    ├── GuestSetupError                    something the guest needs can't be had: QEMU, kernel, package
-    └── GuestCrashedError                  the guest ended without a result; shows the end of its console
-        └── GuestTimeoutError (TimeoutError)   the guest was stopped at its deadline
+    ├── GuestSpecError (ArgumentError)     a guest that can't be built: unknown device, bad size, unknown
+    kernel ├── GuestSetupError                    something the guest needs can't be had: QEMU, kernel,
+    package └── GuestCrashedError                  the guest ended without a result; shows the end of its
+        console └── GuestTimeoutError (TimeoutError)   the guest was stopped at its deadline
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Run a command in a QEMU guest with emulated devices and an emulated IOMMU.
 
-The guest sees this machine's files at the same paths, read-only (what it writes there stays in its memory and is
-gone afterwards), so the command is found as it would be here. One folder, the output folder, is shared for writing.
-A run has a result when the guest left the command's exit code there. QEMU's own exit code says nothing: it is 0 after
-a panic too.
+The guest sees this machine's files at the same paths, read-only (what it writes there stays in its memory and
+is gone afterwards), so the command is found as it would be here. One folder, the output folder, is shared for
+writing. A run has a result when the guest left the command's exit code there. QEMU's own exit code says
+nothing: it is 0 after a panic too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vfio_user.testing import initramfs, kernels, qemu
-from vfio_user.testing.topology import Plan, parse_size, plan
 from vfio_user.testing.errors import GuestCrashedError, GuestSetupError, GuestSpecError, GuestTimeoutError
 from vfio_user.testing.monitor import Monitor, Requests
+from vfio_user.testing.topology import Plan, parse_size, plan
 
 __all__ = ["Guest", "Result", "run"]
 
@@ -98,8 +98,8 @@ def run(
         guest: what to boot.
         command: program and arguments; found and run as on this machine.
         timeout: seconds for all of it, from the start of QEMU.
-        output: folder that the guest may write to, as ``$VFIO_USER_OUTPUT``; made when missing. The runner's own
-            files are in its subfolder ``guest``: stdout, stderr, console, dmesg. None: a temporary one.
+        output: folder that the guest may write to, as ``$VFIO_USER_OUTPUT``; made when missing. The runner's
+            own files are in its subfolder ``guest``: stdout, stderr, console, dmesg. None: a temporary one.
         cwd: working directory; the caller's when None.
         environment: variables beyond those of `PASSED`.
         stdout: where to write the command's standard output as it comes, beyond the result.
@@ -214,7 +214,9 @@ class _Run:
         self._control = control
         self._scratch = scratch
         self._timeout = timeout
-        self._tails = [_Tail(control / name, stream) for name, stream in zip(("stdout", "stderr"), streams, strict=True)]
+        self._tails = [
+            _Tail(control / name, stream) for name, stream in zip(("stdout", "stderr"), streams, strict=True)
+        ]
         self._boot_seconds: float | None = None
 
     def result(self) -> Result:
@@ -280,7 +282,9 @@ class _Run:
             if self._process.returncode > 0 and not console.strip():
                 raise GuestSetupError(f"QEMU did not start ({self._process.returncode}): {errors}") from None
             if self._process.returncode:
-                raise GuestCrashedError(f"QEMU ended with {self._process.returncode}: {errors}", console) from None
+                raise GuestCrashedError(
+                    f"QEMU ended with {self._process.returncode}: {errors}", console
+                ) from None
             raise GuestCrashedError("the guest went down without a result", console) from None
         kernel_log = (self._control / "dmesg").read_text(errors="replace")
         return Result(returncode, stdout, stderr, console, kernel_log, seconds, self._boot_seconds or seconds)

@@ -1,7 +1,7 @@
 """The guest's initramfs: static busybox, the modules that lead to the host's root, and one script.
 
-It is a plain cpio archive ("newc", Documentation/driver-api/early-userspace/buffer-format.rst), not compressed: an
-emulated processor takes longer to unpack it than QEMU to hand it over.
+It is a plain cpio archive ("newc", Documentation/driver-api/early-userspace/buffer-format.rst), not
+compressed: an emulated processor takes longer to unpack it than QEMU to hand it over.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vfio_user.testing import cache
 from vfio_user.testing.errors import GuestSetupError
-from vfio_user.testing.kernels import Kernel
+
+if TYPE_CHECKING:
+    from vfio_user.testing.kernels import Kernel
 
 __all__ = ["MODULES", "archive", "build", "closure"]
 
 #: Modules to load before the host's root is there, in this order; a kernel may have them built in.
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "vfio-pci", "vfio_iommu_type1")
-#: Modules that are loaded where the kernel has them. An IOMMU comes first: it must be there before its devices.
+#: Modules that are loaded where the kernel has them. An IOMMU comes first: it must be there before its
+#: devices.
 OPTIONAL_FIRST = ("virtio_iommu",)
 
 _APPLETS = ("cat", "cp", "ln", "mkdir", "modprobe", "mount", "poweroff", "sh", "switch_root")
@@ -78,7 +82,8 @@ def closure(rows: Mapping[str, Iterable[str]], names: Iterable[str]) -> list[str
     """Return the paths of the modules `names` and of everything that they need, each once.
 
     Args:
-        rows: modules.dep: path → paths that it needs. Some depmods list direct needs only, so they are followed.
+        rows: modules.dep: path → paths that it needs. Some depmods list direct needs only, so they are
+            followed.
         names: module names; those that `rows` has not are built in.
     """
     by_name = {_stem(path): path for path in rows}
@@ -115,7 +120,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def archive(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
-    """Return a cpio archive of executable `files` and symbolic `links`, with the folders and the console they need."""
+    """Return a cpio archive of executable `files` and symbolic `links`, and of the folders that they need."""
     folders = {str(parent) for name in (*files, *links) for parent in Path(name).parents} - {"."}
     folders |= {"dev", "proc", "sys"}
     parts = [_record(name, stat.S_IFDIR | 0o755, b"") for name in sorted(folders)]

@@ -65,7 +65,9 @@ def device(name: str) -> GuestDevice:
         if name in (item.name, item.kind):
             return item
     present = ", ".join(item.name for item in everything) or "none at all"
-    raise GuestError(f"this guest has no device {name!r}, but {present}; boot it with --device {name.rstrip('0123456789')}")
+    raise GuestError(
+        f"this guest has no device {name!r}, but {present}; boot it with --device {name.rstrip('0123456789')}"
+    )
 
 
 def output() -> Path:
@@ -89,7 +91,8 @@ def qmp(command: str, timeout: float = 30.0, **arguments: object) -> object:
 
 
 def hmp(line: str, timeout: float = 30.0) -> str:
-    """Run a command of QEMU's human monitor, such as ``pcie_aer_inject_error virtio-net0 COMP_TIME``; return its text."""
+    """Run a command of the human monitor: ``"pcie_aer_inject_error virtio-net0 COMP_TIME"``; return its
+    text."""
     return str(_ask("human-monitor-command", {"command-line": line}, timeout))
 
 
@@ -101,4 +104,6 @@ def _variable(name: str) -> str:
     try:
         return os.environ[name]
     except KeyError:
-        raise NotInGuestError(f"${name} is not set: run this in a guest, with vfio-user guest -- COMMAND") from None
+        raise NotInGuestError(
+            f"${name} is not set: run this in a guest, with vfio-user guest -- COMMAND"
+        ) from None

@@ -33,8 +33,8 @@ def resolve(name: str) -> Kernel:
     """Return the kernel that a user calls `name`.
 
     Args:
-        name: a key of `STOCK`, or the path of a bzImage (then everything that the guest needs must be built in) or
-            of a directory with ``vmlinuz`` and ``lib/modules/RELEASE``.
+        name: a key of `STOCK`, or the path of a bzImage (then everything that the guest needs must be built
+            in) or of a directory with ``vmlinuz`` and ``lib/modules/RELEASE``.
 
     Raises:
         GuestSpecError: no such kernel.
@@ -74,7 +74,7 @@ def _stock(suite: str | None) -> Kernel:
 
 
 def _unpack_kernel(package: debian.Package, busybox: Path, place: Path) -> None:
-    """Lay out a kernel package as ``vmlinuz`` and ``lib/modules/RELEASE``, with the modules.dep that it comes without."""
+    """Unpack a kernel as ``vmlinuz`` and ``lib/modules/RELEASE``, with the modules.dep that packages lack."""
     debian.unpack(package, place)
     if not (place / "lib/modules").is_dir():  # Debian 13 and later
         (place / "usr/lib").rename(place / "lib")

@@ -1,7 +1,8 @@
 """QEMU's monitor, from the runner and from inside of the guest.
 
-The runner speaks QMP through the ``qemu.qmp`` package (extra ``guest``). A program in the guest asks through files: it
-leaves ``N.request`` in a folder of the output share, the runner answers with ``N.answer``; both are JSON.
+The runner speaks QMP through the ``qemu.qmp`` package (extra ``guest``). A program in the guest asks through
+files: it leaves ``N.request`` in a folder of the output share, the runner answers with ``N.answer``; both are
+    JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vfio_user.errors import DeadlineError
 from vfio_user.testing.errors import GuestError, GuestSetupError
@@ -44,13 +45,15 @@ class Monitor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: QMPClient | None = None
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0) -> object:
+    def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0
+    ) -> object:
         """Run one QMP command and return what QEMU returns.
 
         Args:
@@ -66,7 +69,9 @@ class Monitor:
         try:
             from qemu.qmp import ExecuteError, QMPError
         except ImportError as error:
-            raise GuestSetupError("the monitor needs the package qemu.qmp: pip install 'vfio_user[guest]'") from error
+            raise GuestSetupError(
+                "the monitor needs the package qemu.qmp: pip install 'vfio_user[guest]'"
+            ) from error
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         try:
@@ -102,7 +107,7 @@ class Monitor:
         try:
             if client is not None:
                 loop.run_until_complete(asyncio.wait_for(client.disconnect(), 5.0))
-        except Exception:  # noqa: S110 - QEMU may be gone, and then there is nothing to leave
+        except Exception:
             pass
         finally:
             loop.close()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vfio_user.testing.topology import Plan
 from vfio_user.testing.errors import GuestSetupError, GuestSpecError
+
+if TYPE_CHECKING:
+    from vfio_user.testing.topology import Plan
 
 __all__ = ["IOMMUS", "Iommu", "command_line", "find"]
 
-#: Kernel arguments of every guest. A panic or an oops ends QEMU at once (``-no-reboot``), which the runner reports.
-_KERNEL = (
-    "console=ttyS0 panic=-1 oops=panic quiet mitigations=off nokaslr audit=0 random.trust_cpu=on no_timer_check"
-)
+#: Kernel arguments of every guest. A panic or an oops ends QEMU at once (``-no-reboot``), which the runner
+#: reports.
+_KERNEL = "console=ttyS0 panic=-1 oops=panic quiet mitigations=off nokaslr audit=0 random.trust_cpu=on"
 #: Without interrupt remapping the kernel refuses devices (EPERM) unless told that this is known.
 _UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1"
 

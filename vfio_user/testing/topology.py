@@ -1,9 +1,9 @@
 """Emulated devices: from a user's words to QEMU's arguments.
 
 A *device* is written ``KIND[,property=value…]``: ``edu``, ``nvme,size=64M``. A *slot* is one or more devices
-joined by ``+``, which become the functions of one PCIe slot: ``edu+edu``. Each slot gets a PCIe root port of its own,
-so that it can be bound to vfio-pci, hot-reset and unplugged. Properties other than those in `KINDS` go to
-QEMU's ``-device`` as they are, and so does a kind that is not in the table.
+joined by ``+``, which become the functions of one PCIe slot: ``edu+edu``. Each slot gets a PCIe root port of
+its own, so that it can be bound to vfio-pci, hot-reset and unplugged. Properties other than those in `KINDS`
+go to QEMU's ``-device`` as they are, and so does a kind that is not in the table.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ class Plan:
 
 @dataclass(slots=True)
 class _Build:
-    """One device while it becomes arguments: kinds take out what is theirs and add what goes before."""
+    """One device while it becomes arguments: kinds take out what is theirs and add what goes around."""
 
     name: str
     options: dict[str, str]
     scratch: Path
     model: str = ""
     before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
     files: list[tuple[str, int]] = field(default_factory=list)
 
     def take(self, key: str, default: str) -> str:
@@ -112,6 +113,7 @@ def _nvme(build: _Build) -> None:
         return
     # SR-IOV needs a subsystem, a namespace of its own, and queues and vectors set aside for the VFs.
     build.before += ["-device", f"nvme-subsys,id={build.name}-subsys,nqn={build.name}"]
+    build.after += ["-device", f"nvme-ns,drive={node},bus={build.name}"]
     build.options |= {"subsys": f"{build.name}-subsys", "sriov_max_vfs": vfs}
     for key, value in (
         ("sriov_vq_flexible", str(2 * int(vfs))),
@@ -171,7 +173,9 @@ def parse_size(text: str) -> int:
     """Return a size in bytes: ``64M``, ``1G``, ``4096``."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise GuestSpecError(f"{text!r} is not a size; write a number with K, M, G or T behind it, such as 64M")
+        raise GuestSpecError(
+            f"{text!r} is not a size; write a number with K, M, G or T behind it, such as 64M"
+        )
     return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
 
 
@@ -207,39 +211,46 @@ def plan(slots: Iterable[str], scratch: Path) -> Plan:
     Raises:
         GuestSpecError: a slot can't be read, or there are more than 27.
     """
-    arguments: list[str] = []
-    placed: list[Placed] = []
-    files: list[tuple[str, int]] = []
+    texts = tuple(slots)
+    if len(texts) > _LAST_PORT - _FIRST_PORT + 1:
+        raise GuestSpecError(f"a guest has room for {_LAST_PORT - _FIRST_PORT + 1} slots, not {len(texts)}")
     numbers: Counter[str] = Counter()
-    for index, text in enumerate(slots):
-        port = _FIRST_PORT + index
-        if port > _LAST_PORT:
-            raise GuestSpecError(f"a guest has room for {_LAST_PORT - _FIRST_PORT + 1} slots")
-        functions = parse_slot(text)
-        behind_port = _wants_port(functions, text)
+    parts = [_slot(index, text, numbers, scratch) for index, text in enumerate(texts)]
+    return Plan(
+        arguments=tuple(argument for part in parts for argument in part.arguments),
+        placed=tuple(item for part in parts for item in part.placed),
+        files=tuple(item for part in parts for item in part.files),
+    )
+
+
+def _slot(index: int, text: str, numbers: Counter[str], scratch: Path) -> Plan:
+    """Place the functions of one slot; `numbers` counts the devices of each kind so far."""
+    functions = parse_slot(text)
+    behind_port = _wants_port(functions, text)
+    port = f"0000:00:{_FIRST_PORT + index:02x}.0"
+    arguments = _root_port(index) if behind_port else []
+    placed, files = [], []
+    for function, device in enumerate(functions):
+        name = f"{device.kind}{numbers[device.kind]}"
+        numbers[device.kind] += 1
+        build = _Build(name, {key: value for key, value in device.properties if key != "port"}, scratch)
+        KINDS.get(device.kind, _simple(device.kind))(build)
         if behind_port:
-            # The default speed of 16 GT/s makes a hot reset of a PCIe endpoint fail after a second: the kernel waits
-            # for a "link active" that this port never reports at 8 GT/s and up.
-            arguments += [
-                "-device",
-                f"pcie-root-port,id=port{index},bus=pcie.0,addr={port:#x},chassis={index + 1},slot={index + 1},x-speed=5",
-            ]
-        for function, device in enumerate(functions):
-            name = f"{device.kind}{numbers[device.kind]}"
-            numbers[device.kind] += 1
-            build = _Build(name, {key: value for key, value in device.properties if key != "port"}, scratch)
-            KINDS.get(device.kind, _simple(device.kind))(build)
-            place = {"bus": f"port{index}", "addr": f"0.{function}"} if behind_port else {"bus": "pcie.0", "addr": f"{port:#x}"}
-            arguments += [*build.before, "-device", _device(build, place, function, len(functions))]
-            if "subsys" in build.options:
-                arguments += ["-device", f"nvme-ns,drive={name}-disk,bus={name}"]
-            files += build.files
-            placed.append(
-                Placed(name, device.kind, f"0000:00:{port:02x}.0", f"00.{function}")
-                if behind_port
-                else Placed(name, device.kind, "-", f"0000:00:{port:02x}.0")
-            )
+            place = {"bus": f"port{index}", "addr": f"0.{function}"}
+            placed.append(Placed(name, device.kind, port, f"00.{function}"))
+        else:
+            place = {"bus": "pcie.0", "addr": f"{_FIRST_PORT + index:#x}"}
+            placed.append(Placed(name, device.kind, "-", port))
+        arguments += [*build.before, "-device", _device(build, place, function, len(functions)), *build.after]
+        files += build.files
     return Plan(tuple(arguments), tuple(placed), tuple(files))
+
+
+def _root_port(index: int) -> list[str]:
+    # The default speed of 16 GT/s makes a hot reset of a PCIe endpoint fail after a second: the kernel waits
+    # for a "link active" that this port never reports at 8 GT/s and up.
+    place = f"id=port{index},bus=pcie.0,addr={_FIRST_PORT + index:#x},chassis={index + 1},slot={index + 1}"
+    return ["-device", f"pcie-root-port,{place},x-speed=5"]
 
 
 def _wants_port(functions: tuple[Device, ...], text: str) -> bool:

@@ -1,0 +1,32 @@
+# The only task runner. Every target does its own set-up; `make` alone says what there is.
+.PHONY: help setup test lint type unit uapi guest clean
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+setup: ## system packages (apt) and .venv; quick when nothing changed
+	@.ci/setup
+
+test: setup ## everything, with a summary by lane
+	@$(PYTHON) tests/lanes.py
+
+unit: setup ## tests without a kernel
+	@$(PYTHON) tests/lanes.py unit
+
+uapi: setup ## declarations against the newest kernel headers
+	@$(PYTHON) tests/lanes.py uapi
+
+guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
+	@$(PYTHON) tests/lanes.py 'guest-*'
+
+lint: setup ## ruff
+	@.venv/bin/ruff check .
+
+type: setup ## mypy --strict
+	@.venv/bin/mypy
+
+clean: ## everything that was made here; the guest's kernels stay in ~/.cache/vfio-user
+	rm -rf .venv .out build dist _cdefs/build *.egg-info .mypy_cache .pytest_cache .ruff_cache vfio_user/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,154 @@
+"""Run the lanes of tests and print a summary.
+
+A lane is one row of `LANES`: tests on this machine, or tests inside of a guest. A lane that can't run, or
+that runs no test, has failed. Results and logs of each lane are left in ``.out/lanes/NAME``.
+
+    python tests/lanes.py              all lanes
+    python tests/lanes.py unit guest-* those that match
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfio_user.testing import Guest, GuestError, run
+
+TOP = Path(__file__).resolve().parent.parent
+OUT = TOP / ".out" / "lanes"
+#: Two edu in one slot, one alone, two NVMe: what `tests/guest` needs.
+DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem")
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One way of running some of the tests."""
+
+    name: str
+    tests: tuple[str, ...]
+    guest: Guest | None = None
+    timeout: float = 900.0
+    options: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a lane."""
+
+    lane: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+
+LANES = (
+    Lane("unit", ("tests/unit",)),
+    Lane("uapi", ("tests/uapi",)),
+    Lane("guest-6.1", ("tests/guest",), Guest(kernel="6.1", devices=DEVICES)),
+    Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
+)
+
+
+def run_lane(lane: Lane) -> Outcome:
+    """Run one lane; whatever goes wrong is in its outcome."""
+    print(f"== {lane.name}", flush=True)
+    folder = OUT / lane.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    begin = time.monotonic()
+    try:
+        code = _pytest_in_guest(lane, lane.guest, folder) if lane.guest else _pytest(lane, folder)
+        outcome = read_junit(lane.name, folder / "junit.xml")
+        # pytest says 0 when all is well, 1 when tests failed; anything else means that it did not do its
+        # work.
+        if code not in (0, 1) or (code == 1 and not outcome.failed):
+            outcome.problem = outcome.problem or f"pytest ended with {code}"
+    except (GuestError, subprocess.SubprocessError, OSError) as error:
+        outcome = Outcome(lane.name, problem=f"{type(error).__name__}: {error}")
+    if outcome.problem:
+        outcome.failed += 1
+    outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+def _pytest(lane: Lane, folder: Path) -> int:
+    command = _command(lane, str(folder / "junit.xml"))
+    return subprocess.run(
+        command, cwd=TOP, timeout=lane.timeout, stdin=subprocess.DEVNULL, check=False
+    ).returncode
+
+
+def _pytest_in_guest(lane: Lane, guest: Guest, folder: Path) -> int:
+    # The folder has the same path inside, but what is written to that path stays inside: the result goes to
+    # the share.
+    command = ["sh", "-c", 'exec "$@" --junit-xml="$VFIO_USER_OUTPUT/junit.xml"', "sh", *_command(lane, "")]
+    streams = (sys.stdout.buffer, sys.stderr.buffer)
+    return run(
+        guest, command, cwd=TOP, output=folder, timeout=lane.timeout, stdout=streams[0], stderr=streams[1]
+    ).returncode
+
+
+def _command(lane: Lane, junit: str) -> list[str]:
+    report = [f"--junit-xml={junit}"] if junit else []
+    return [sys.executable, "-m", "pytest", "-q", *lane.options, *report, *lane.tests]
+
+
+def read_junit(lane: str, path: Path) -> Outcome:
+    """Count the results in a JUnit XML file; none at all is a problem."""
+    if not path.exists():
+        return Outcome(lane, problem="no results: pytest did not come to its end")
+    outcome = Outcome(lane)
+    for suite in ElementTree.parse(path).getroot().iter("testsuite"):
+        total, failures, errors, skipped = (
+            int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")
+        )
+        outcome.failed += failures + errors
+        outcome.skipped += skipped
+        outcome.passed += total - failures - errors - skipped
+    if outcome.passed + outcome.failed == 0:
+        outcome.problem = "it ran no test"
+    return outcome
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """Return the table of lanes; its last line is the total, in the form that CI reads."""
+    rows = [f"{'lane':<16} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}"]
+    for each in outcomes:
+        line = f"{each.lane:<16} {each.passed:>7} {each.failed:>7} {each.skipped:>8} {each.seconds:>8.1f}"
+        rows.append(f"{line}  {each.problem.splitlines()[0]}" if each.problem else line)
+    sums = [sum(getattr(each, name) for each in outcomes) for name in ("passed", "failed", "skipped")]
+    rows += ["", "total: {} passed, {} failed, {} skipped".format(*sums)]
+    return "\n".join(rows)
+
+
+def main(patterns: list[str]) -> int:
+    """Run the lanes that match; return 0 when all passed."""
+    chosen = [
+        lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns or ["*"])
+    ]
+    unmatched = [each for each in patterns if not any(fnmatch.fnmatch(lane.name, each) for lane in LANES)]
+    if unmatched:
+        print(f"no lane matches {' '.join(unmatched)}; there are {' '.join(lane.name for lane in LANES)}")
+        return 2
+    os.environ.setdefault("COLUMNS", "110")
+    outcomes = []
+    for lane in chosen:
+        outcome = run_lane(lane)
+        if outcome.problem:
+            print(f"{lane.name}: {outcome.problem}", flush=True)
+        outcomes.append(outcome)
+    print(f"\n{summary(outcomes)}", flush=True)
+    return 1 if any(each.failed for each in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
