@@ -1,6 +1,6 @@
 """``ioctl()``, and the three patterns that the uAPI uses it in: growing replies, capability chains, features.
 
-Everything above this module asks the kernel through it, so a test that replaces `system_call` replaces the kernel.
+Everything above this module asks the kernel through it: a test that replaces `system_call` replaces that.
 """
 
 from __future__ import annotations
@@ -114,15 +114,15 @@ def query(
     needed: Callable[[CData], int] | None = None,
     **fields: int,
 ) -> Reply:
-    """Ask for a structure that says by ``argsz`` how long the whole reply is; ask again with room for all of it.
+    """Ask for a structure that says by ``argsz`` how long the reply is; ask again with room for all of it.
 
     Args:
         fd: descriptor, as for `ioctl()`.
         request: what to ask.
         ctype: the structure, its first member ``argsz``: ``"struct vfio_region_info"``.
         device: what the file is, for messages.
-        needed: for requests that fail with ENOSPC instead of setting ``argsz``: gives the length in bytes that
-            the kernel wants, from what it did write.
+        needed: for requests that fail with ENOSPC instead of setting ``argsz``: gives the length in bytes
+            that the kernel wants, from what it did write.
         fields: members that are input.
 
     Raises:
@@ -159,8 +159,8 @@ def capabilities(raw: bytes, first_offset: int) -> Iterator[tuple[int, int, int]
         first_offset: its ``cap_offset``; 0 for no capabilities.
 
     Yields:
-        Id, version and offset of each capability; 8 bytes of header at the offset are inside of `raw`, how much
-        follows is for the caller to check.
+        Id, version and offset of each capability; 8 bytes of header at the offset are inside of `raw`, how
+        much follows is for the caller to check.
 
     Raises:
         MalformedReplyError: a capability lies outside of the reply, or the chain goes round in a circle.
@@ -211,13 +211,20 @@ def feature_get(fd: int, feature: int, ctype: str, /, *, device: str = "", **fie
         fields: members that are input; a list fills a flexible array.
 
     Raises:
-        VfioIoctlError: ENOTTY without the feature, EINVAL without the operation; others are the feature's own.
+        VfioIoctlError: ENOTTY without the feature, EINVAL without the operation, or the feature's own.
     """
     return _typed(fd, feature, lib.VFIO_DEVICE_FEATURE_GET, ctype, fields, device)
 
 
 def feature_set(
-    fd: int, feature: int, ctype: str | None = None, /, *, payload: bytes = b"", device: str = "", **fields: object
+    fd: int,
+    feature: int,
+    ctype: str | None = None,
+    /,
+    *,
+    payload: bytes = b"",
+    device: str = "",
+    **fields: object,
 ) -> Reply:
     """Write a feature of a device: ``VFIO_DEVICE_FEATURE`` with the SET flag.
 
@@ -231,7 +238,7 @@ def feature_set(
 
     Raises:
         ArgumentError: both a structure and bytes.
-        VfioIoctlError: ENOTTY without the feature, EINVAL without the operation; others are the feature's own.
+        VfioIoctlError: ENOTTY without the feature, EINVAL without the operation, or the feature's own.
     """
     if ctype is not None:
         if payload:
@@ -243,7 +250,9 @@ def feature_set(
     return Reply(value, ffi.from_buffer("uint8_t[]", raw), bytes(raw))
 
 
-def _typed(fd: int, feature: int, operation: int, ctype: str, fields: dict[str, object], device: str) -> Reply:
+def _typed(
+    fd: int, feature: int, operation: int, ctype: str, fields: dict[str, object], device: str
+) -> Reply:
     initial = ffi.new(f"{ctype} *", fields)
     value, raw = _feature(fd, feature, operation, bytes(ffi.buffer(initial)), device)
     return Reply(value, ffi.from_buffer(f"{ctype} *", raw), bytes(raw))

@@ -27,7 +27,7 @@ class Request:
 
     @classmethod
     def private(cls, name: str, nr: int) -> Request:
-        """Make a request that the uAPI does not have: a variant driver's own, of VFIO's type and without a size.
+        """Make a request that the uAPI lacks: a variant driver's own, of VFIO's type and without a size.
 
         Args:
             name: what messages call it.

@@ -62,7 +62,8 @@ def mirror(sources: Iterable[Source], codename: str) -> Source:
     found = [each for each in sources if "main" in each.components and wanted & set(each.suites)]
     if not found:
         raise GuestSetupError(
-            f"none of the apt sources of this machine is the main archive of {codename}: add one to /etc/apt/sources.list"
+            f"none of the apt sources of this machine is the main archive of {codename}: "
+            "add it to /etc/apt/sources.list"
         )
     return next((each for each in found if each.uri.rstrip("/").endswith("/debian")), found[0])
 

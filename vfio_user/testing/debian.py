@@ -1,7 +1,7 @@
 """Packages of any Debian suite, fetched and unpacked in the cache: no root, and nothing on the host changes.
 
 apt does the work (signatures, checksums, proxies), with a state of its own for each suite, beside the cache's
-entries: its lists, its empty idea of what is installed, and a source list with the machine's own mirror and keyring.
+entries: its lists, its empty idea of what is installed, and a list with the machine's mirror and keyring.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def find(name: str, suite: str) -> Package:
     state = _AptState(suite)
     for fresh in (False, True):
         state.refresh(0.0 if fresh else LISTS_AGE)
-        packages = [each for each in _stanzas(state.run("apt-cache", "show", name, check=False), suite)]
-        packages = [each for each in packages if each.name == name]
+        shown = state.run("apt-cache", "show", name, check=False)
+        packages = [each for each in _stanzas(shown, suite) if each.name == name]
         if packages:
             return max(packages, key=lambda each: _version_key(each.version))
     raise GuestSetupError(f"{suite} has no package {name}")
@@ -70,7 +70,7 @@ def newest(name: str, suites: Iterable[str]) -> Package:
     """Find the newest version of a package in several suites, of which the mirror need not have all.
 
     Raises:
-        GuestSetupError: none of the suites has it, or the mirror can't be reached; the message has each reason.
+        GuestSetupError: none of the suites has it, or the mirror is out of reach; the message says why.
     """
     found: list[Package] = []
     reasons: list[str] = []
@@ -85,7 +85,7 @@ def newest(name: str, suites: Iterable[str]) -> Package:
 
 
 def unpacked(package: Package) -> Path:
-    """Give the directory in the cache that holds a package unpacked, fetching it when it is missing or damaged.
+    """Give the directory in the cache with a package unpacked; it is fetched when missing or damaged.
 
     Raises:
         GuestSetupError: it can't be fetched or unpacked.
@@ -121,7 +121,7 @@ class _AptState:
         self._stamp = self.place / "fetched"
 
     def refresh(self, age: float) -> None:
-        """Fetch the lists unless those here are younger than `age`; old ones serve when the mirror is away."""
+        """Fetch the lists unless those here are younger than `age`; old ones serve without a mirror."""
         if self._is_younger(age):
             return
         began = time.time()
@@ -166,7 +166,7 @@ class _AptState:
             yield
 
     def _configure(self) -> None:
-        """Write the private configuration, which apt reads after the machine's own (proxies stay in force)."""
+        """Write the private configuration; apt reads it after the machine's own (proxies stay in force)."""
         for left_over in self.place.glob(".fetch.*"):
             if time.time() - left_over.stat().st_mtime > DEADLINE:
                 shutil.rmtree(left_over, ignore_errors=True)
@@ -243,8 +243,7 @@ def _command(command: list[str], *, cwd: Path | None = None, check: bool = True)
             timeout=DEADLINE,
             text=True,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
         )
     except FileNotFoundError as error:
         raise GuestSetupError(f"{command[0]} is missing: packages can be fetched on Debian only") from error
