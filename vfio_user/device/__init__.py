@@ -1,0 +1,26 @@
+"""The bus-neutral device: regions, interrupts, life cycle, and how it is embedded in a bus's device."""
+
+from __future__ import annotations
+
+from vfio_user.device.base import DeviceState, VfioDevice, open_devices
+from vfio_user.device.embed import Embedded, container_of
+from vfio_user.device.irq import IrqIndex, IrqVectors, ResampleEvent
+from vfio_user.device.ops import CORE_OPS, DeviceOps
+from vfio_user.device.region import Region
+from vfio_user.device.vector import IrqPoller, IrqVector
+
+__all__ = [
+    "CORE_OPS",
+    "DeviceOps",
+    "DeviceState",
+    "Embedded",
+    "IrqIndex",
+    "IrqPoller",
+    "IrqVector",
+    "IrqVectors",
+    "Region",
+    "ResampleEvent",
+    "VfioDevice",
+    "container_of",
+    "open_devices",
+]

@@ -1,0 +1,216 @@
+"""The bus-neutral device: what every VFIO device is, whatever bus it sits on."""
+
+from __future__ import annotations
+
+import enum
+import threading
+import weakref
+from types import TracebackType
+
+from vfio_user._mmio import Window
+from vfio_user.device.info import DeviceInfo
+from vfio_user.device.irq import IrqIndex
+from vfio_user.device.ops import DeviceOps
+from vfio_user.device.region import Region
+from vfio_user.device.window import map_regions
+from vfio_user.errors import BoundsError, BusyError, ClosedError, DeadlineError
+from vfio_user.iommu import AddressSpace
+from vfio_user.kernel.fd import OwnedFd
+
+__all__ = ["DeviceState", "VfioDevice", "open_devices"]
+
+_registry: weakref.WeakValueDictionary[str, VfioDevice] = weakref.WeakValueDictionary()
+_registry_lock = threading.Lock()
+
+
+class DeviceState(enum.Enum):
+    """Where a device is in its life."""
+
+    INIT = "init"
+    """Made; nobody can use it yet."""
+    REGISTERED = "registered"
+    """In use."""
+    UNREGISTERED = "unregistered"
+    """No new users; those that were in have left or are leaving."""
+    CLOSED = "closed"
+    """Its file is closed."""
+
+
+class _User:
+    """Count one user of a device in and out; the device's file stays open in between."""
+
+    __slots__ = ("_vdev",)
+
+    def __init__(self, vdev: VfioDevice) -> None:
+        self._vdev = vdev
+
+    def __enter__(self) -> int:
+        return self._vdev._enter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._vdev._leave()
+
+
+class VfioDevice:
+    """A device opened through VFIO, whatever its bus; embedded in the bus's own device class.
+
+    Lifetime:
+        init (the constructor), `register`, use, `unregister` (waits for users that are in), `close`. The constructor
+        takes over the descriptor, also when it fails. The object that it is embedded in lives exactly as long.
+    Locking:
+        Every method may be called from any thread. `user` counts in-flight calls; register accesses are covered by
+        the window's memory lock instead.
+    """
+
+    def __init__(self, name: str, ops: DeviceOps, fd: OwnedFd, space: AddressSpace) -> None:
+        self._outer: tuple[object, object] | None = None
+        self.name = name
+        """Its name on its bus: a PCI address, a UUID, ..."""
+        self.ops = ops
+        """What is done with it, one call at a time."""
+        self.address_space = space
+        """What it reaches of memory."""
+        self._fd = fd
+        self._condition = threading.Condition()
+        self._users = 0
+        self.state = DeviceState.INIT
+        """Where it is in its life."""
+        self.window: Window | None = None
+        """The addresses that its regions are mapped at; `None` when it has none that can be mapped."""
+        try:
+            ops.init(self)
+            self.info: DeviceInfo = ops.device_info(self)
+            """What the kernel says of it."""
+            infos = [ops.region_info(self, index) for index in range(self.info.num_regions)]
+            self.window, mapped = map_regions(fd.fileno(), {i.index: (i, ops.mappable_areas(self, i)) for i in infos})
+            self.regions: tuple[Region | None, ...] = tuple(
+                Region(self, each, mapped.get(each.index)) if each.size else None for each in infos
+            )
+            """Its regions by index; `None` where the device has none."""
+            self.irqs: tuple[IrqIndex, ...] = tuple(
+                IrqIndex(self, ops.irq_info(self, index), ops.irq_label(self, index))
+                for index in range(self.info.num_irqs)
+            )
+            """Its interrupt kinds by index; those that it lacks have a count of 0."""
+        except BaseException:
+            self._release()
+            raise
+
+    # -- life
+
+    def register(self) -> None:
+        """Let users in.
+
+        Raises:
+            BusyError: a device of that name is registered in this process already.
+        """
+        with _registry_lock:
+            other = _registry.get(self.name)
+            if other is not None and other is not self and other.state is DeviceState.REGISTERED:
+                raise BusyError(f"{self.name} is open in this process already")
+            self.ops.open_device(self)
+            _registry[self.name] = self
+            self.state = DeviceState.REGISTERED
+
+    def unregister(self, timeout: float = 10.0) -> None:
+        """Let nobody in any more, and wait for those that are in.
+
+        Raises:
+            DeadlineError: some did not leave within ``timeout`` seconds; the device stays unregistered, call again.
+        """
+        with self._condition:
+            if self.state is DeviceState.REGISTERED:
+                self.state = DeviceState.UNREGISTERED
+            if not self._condition.wait_for(lambda: self._users == 0, timeout):
+                raise DeadlineError(f"{self._users} calls are still in {self.name} after {timeout:g} s")
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Unregister, disable interrupts, take the mappings away, and close the file; closing twice does nothing.
+
+        Raises:
+            DeadlineError: see `unregister`; nothing is closed then.
+        """
+        if self.state is DeviceState.CLOSED:
+            return
+        registered = self.state is not DeviceState.INIT
+        self.unregister(timeout)
+        if registered:
+            for irq in self.irqs:
+                irq.disable()
+            self.ops.close_device(self)
+        with _registry_lock:
+            if _registry.get(self.name) is self:
+                del _registry[self.name]
+        self._release()
+
+    def _release(self) -> None:
+        with self._condition:
+            if self.state is DeviceState.CLOSED:
+                return
+            self.state = DeviceState.CLOSED
+        # A mapping that stays holds the device's file open, and with it the device: the window goes first.
+        if self.window is not None:
+            self.window.close()
+        self._fd.close()
+        self.address_space.detach()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed."""
+        return self.state is DeviceState.CLOSED
+
+    # -- use
+
+    def user(self) -> _User:
+        """Count as a user: ``with vdev.user() as fd:`` keeps the file open until the block ends.
+
+        Raises:
+            ClosedError: the device is not registered any more.
+        """
+        return _User(self)
+
+    def fileno(self) -> int:
+        """Give the device's descriptor.
+
+        Raises:
+            ClosedError: it is closed.
+        """
+        return self._fd.fileno()
+
+    def region(self, index: int) -> Region:
+        """Give a region by its index.
+
+        Raises:
+            BoundsError: the device has no such region; the message lists those that it has.
+        """
+        region = self.regions[index] if 0 <= index < len(self.regions) else None
+        if region is None:
+            have = ", ".join(str(each.index) for each in self.regions if each is not None) or "none"
+            raise BoundsError(f"{self.name} has no region {index}; it has: {have}")
+        return region
+
+    def _enter(self) -> int:
+        with self._condition:
+            if self.state is not DeviceState.REGISTERED:
+                self._fd.fileno()  # a forked child is told so
+                raise ClosedError(f"{self.name} is {self.state.value}")
+            self._users += 1
+            return self._fd.fileno()
+
+    def _leave(self) -> None:
+        with self._condition:
+            self._users -= 1
+            if self._users == 0:
+                self._condition.notify_all()
+
+    def __repr__(self) -> str:
+        return f"<VfioDevice {self.name} {self.ops.name} {self.state.value}>"
+
+
+def open_devices() -> tuple[VfioDevice, ...]:
+    """Give the devices that are registered in this process, ordered by name."""
+    with _registry_lock:
+        found = [each for each in _registry.values() if each.state is DeviceState.REGISTERED]
+    return tuple(sorted(found, key=lambda each: each.name))

@@ -1,0 +1,137 @@
+"""The ops table: what a kind of device does, one call at a time, with the core's own way as the default."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vfio_user._uapi import ffi, lib
+from vfio_user.device import info
+from vfio_user.errors import UnsupportedError, VfioOSError
+from vfio_user.kernel.ioctl import ioctl, requests
+from vfio_user.kernel.uapi import DeviceFlags
+
+if TYPE_CHECKING:
+    from vfio_user.device.base import VfioDevice
+
+__all__ = ["CORE_OPS", "DeviceOps"]
+
+_IRQ_SET = struct.Struct("=5I")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOps:
+    """What can be done with a device; every entry gets the `VfioDevice`.
+
+    A bus or a variant driver takes a table and replaces single entries, calling the ones it replaces for the rest::
+
+        def reset(vdev):
+            flush_my_firmware(container_of(vdev, PciDevice.vdev))
+            PCI_OPS.reset(vdev)
+
+        MY_OPS = dataclasses.replace(PCI_OPS, name="my-variant", reset=reset)
+    """
+
+    name: str
+    """Name of the table, for messages and ``repr``."""
+    device_info: Callable[[VfioDevice], info.DeviceInfo]
+    """Ask what the device is: ``VFIO_DEVICE_GET_INFO``."""
+    region_info: Callable[[VfioDevice, int], info.RegionInfo]
+    """Ask for one region by index: ``VFIO_DEVICE_GET_REGION_INFO``."""
+    irq_info: Callable[[VfioDevice, int], info.IrqInfo]
+    """Ask for one kind of interrupt by index: ``VFIO_DEVICE_GET_IRQ_INFO``."""
+    mappable_areas: Callable[[VfioDevice, info.RegionInfo], tuple[info.SparseArea, ...]]
+    """Choose the parts of a region to map, ordered; called while the device is being made."""
+    irq_label: Callable[[VfioDevice, int], str]
+    """Give the usual name of an interrupt kind, for messages."""
+    set_irqs: Callable[[VfioDevice, int, int, int, int, bytes], None]
+    """Set interrupts up: index, flags, start, count, data: ``VFIO_DEVICE_SET_IRQS``."""
+    read: Callable[[VfioDevice, int, int], bytes]
+    """Read from the device's file: file offset, size: ``pread``."""
+    write: Callable[[VfioDevice, int, bytes], None]
+    """Write to the device's file: file offset, data: ``pwrite``."""
+    reset: Callable[[VfioDevice], None]
+    """Reset the device: ``VFIO_DEVICE_RESET``."""
+    init: Callable[[VfioDevice], None]
+    """Called once when the device is made, before it can be used."""
+    open_device: Callable[[VfioDevice], None]
+    """Called when the device is open, before its first user."""
+    close_device: Callable[[VfioDevice], None]
+    """Called when its last user is gone, before its file is closed."""
+
+
+def _device_info(vdev: VfioDevice) -> info.DeviceInfo:
+    return info.device_info(vdev.fileno(), vdev.name)
+
+
+def _region_info(vdev: VfioDevice, index: int) -> info.RegionInfo:
+    return info.region_info(vdev.fileno(), index, vdev.name)
+
+
+def _irq_info(vdev: VfioDevice, index: int) -> info.IrqInfo:
+    return info.irq_info(vdev.fileno(), index, vdev.name)
+
+
+def _mappable_areas(vdev: VfioDevice, region: info.RegionInfo) -> tuple[info.SparseArea, ...]:
+    return region.mappable_areas
+
+
+def _irq_label(vdev: VfioDevice, index: int) -> str:
+    return f"irq {index}"
+
+
+def _set_irqs(vdev: VfioDevice, index: int, flags: int, start: int, count: int, data: bytes) -> None:
+    argument = bytearray(_IRQ_SET.pack(_IRQ_SET.size + len(data), flags, index, start, count) + data)
+    ioctl(vdev.fileno(), requests.VFIO_DEVICE_SET_IRQS, ffi.from_buffer(argument), device=vdev.name)
+
+
+def _read(vdev: VfioDevice, file_offset: int, size: int) -> bytes:
+    buffer = bytearray(size)
+    done = lib.vu_pread(vdev.fileno(), ffi.from_buffer(buffer), size, file_offset)
+    _check_transfer(vdev, "read", done, size, file_offset)
+    return bytes(buffer)
+
+
+def _write(vdev: VfioDevice, file_offset: int, data: bytes) -> None:
+    done = lib.vu_pwrite(vdev.fileno(), ffi.from_buffer(data), len(data), file_offset)
+    _check_transfer(vdev, "write", done, len(data), file_offset)
+
+
+def _check_transfer(vdev: VfioDevice, verb: str, done: int, size: int, file_offset: int) -> None:
+    if done == size:
+        return
+    what = f"{verb} {size} bytes of {vdev.name} at file offset {file_offset:#x}"
+    if done < 0:
+        raise VfioOSError(-done, what, "EIO: memory decoding is off, or the device is gone" if -done == 5 else "")
+    raise VfioOSError(5, f"{what}: {done} bytes only")
+
+
+def _reset(vdev: VfioDevice) -> None:
+    if not vdev.info.flags & DeviceFlags.RESET:
+        raise UnsupportedError(
+            f"{vdev.name} can't be reset alone: the kernel has no reset method for it (reset_method in sysfs)"
+        )
+    ioctl(vdev.fileno(), requests.VFIO_DEVICE_RESET, device=vdev.name)
+
+
+def _nothing(vdev: VfioDevice) -> None:
+    """The core needs no work of its own here."""
+
+
+CORE_OPS = DeviceOps(
+    name="vfio",
+    device_info=_device_info,
+    region_info=_region_info,
+    irq_info=_irq_info,
+    mappable_areas=_mappable_areas,
+    irq_label=_irq_label,
+    set_irqs=_set_irqs,
+    read=_read,
+    write=_write,
+    reset=_reset,
+    init=_nothing,
+    open_device=_nothing,
+    close_device=_nothing,
+)

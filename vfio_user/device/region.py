@@ -1,0 +1,174 @@
+"""Regions of a device: BARs, configuration space, and what else the kernel offers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from vfio_user._mmio import Mmio, Program
+from vfio_user.device.info import RegionInfo
+from vfio_user.device.registers import FileRegisters, Registers
+from vfio_user.errors import ArgumentError, BoundsError, UnsupportedError
+from vfio_user.kernel.uapi import RegionFlags
+
+if TYPE_CHECKING:
+    import numpy
+
+    from vfio_user.device.base import VfioDevice
+
+__all__ = ["Region"]
+
+
+class Region:
+    """One region of a device.
+
+    ``read8`` to ``read64`` and ``write8`` to ``write64`` access registers: little-endian, naturally aligned, exactly
+    one access of exactly that width, checked against the bounds and guarded by the memory lock. In a region that
+    can't be mapped (I/O ports) they go through the device's file. `pread` and `pwrite` work on every region.
+
+    Lifetime:
+        Lives as long as its device. Views keep their addresses alive after that, and read all-ones.
+    Locking:
+        Each access is one read section of the memory lock; `access` holds one over several.
+    """
+
+    def __init__(self, vdev: VfioDevice, info: RegionInfo, mmio: Mmio | None) -> None:
+        self._vdev = vdev
+        self.info = info
+        """What the kernel says of it."""
+        self.mmio = mmio
+        """The mapped registers; `None` when the region can't be mapped."""
+        self._file = FileRegisters(self.name, info.size, self.pread, self.pwrite)
+        registers: Registers = self._file if mmio is None else mmio
+        # Bound methods of the C type as attributes: an access costs one call, not a Python frame on top of it.
+        self.read8 = registers.read8
+        self.read16 = registers.read16
+        self.read32 = registers.read32
+        self.read64 = registers.read64
+        self.write8 = registers.write8
+        self.write16 = registers.write16
+        self.write32 = registers.write32
+        self.write64 = registers.write64
+
+    @property
+    def index(self) -> int:
+        """Its index, as the uAPI counts."""
+        return self.info.index
+
+    @property
+    def name(self) -> str:
+        """Device and index, for messages."""
+        return f"{self._vdev.name} region {self.info.index}"
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.info.size
+
+    @property
+    def flags(self) -> RegionFlags:
+        """Readable, writable, mappable."""
+        return self.info.flags
+
+    # -- through the device's file
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes through the device's file.
+
+        Raises:
+            BoundsError: outside of the region.
+            UnsupportedError: the region can't be read.
+            VfioOSError: EIO when memory decoding is off or the device is gone.
+        """
+        self._check(offset, size)
+        if not self.flags & RegionFlags.READ:
+            raise UnsupportedError(f"{self.name} can't be read")
+        with self._vdev.user():
+            return self._vdev.ops.read(self._vdev, self.info.file_offset + offset, size)
+
+    def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes through the device's file. Raises as `pread` does."""
+        self._check(offset, len(data))
+        if not self.flags & RegionFlags.WRITE:
+            raise UnsupportedError(f"{self.name} can't be written")
+        with self._vdev.user():
+            self._vdev.ops.write(self._vdev, self.info.file_offset + offset, bytes(data))
+
+    # -- mapped
+
+    def access(self, *, wait: float | None = None) -> AbstractContextManager[Mmio]:
+        """Hold the memory lock over several accesses: ``with bar.access() as mmio:``.
+
+        Sections nest. Don't wait inside of one: a reset waits for it to end.
+
+        Args:
+            wait: seconds to wait for memory that is zapped now; by default fail at once.
+
+        Raises:
+            ZappedError: the memory is taken away.
+        """
+        return self._mapped().access(wait=wait)
+
+    def poll_until(self, offset: int, mask: int, equals: int, timeout: float, *, width: int = 4) -> int:
+        """Read a register until ``value & mask == equals``; give the value that did.
+
+        Each look is a read section of its own, so a reset is not kept waiting.
+
+        Args:
+            offset: of the register.
+            mask: bits that matter.
+            equals: what they are to be.
+            timeout: seconds.
+            width: of the register in bytes: 1, 2, 4 or 8.
+
+        Raises:
+            DeadlineError: it did not within ``timeout``; the message has the last value.
+        """
+        if timeout < 0:
+            raise ArgumentError(f"timeout {timeout} is negative")
+        if equals & ~mask:
+            raise ArgumentError(f"{equals:#x} has bits that the mask {mask:#x} hides; it would never be seen")
+        if self.mmio is None:
+            return self._file.poll(offset, width, mask, equals, timeout)
+        return self.mmio.poll(offset, width, mask, equals, timeout)
+
+    def run(self, program: Program) -> list[int]:
+        """Run a register program in one call; give what its reads and polls saw, in order."""
+        return self._mapped().run(program)
+
+    def readinto(self, offset: int, buffer: Any, *, width: int = 4) -> None:
+        """Fill a writable buffer from consecutive registers of ``width`` bytes."""
+        self._mapped().readinto(offset, buffer, width)
+
+    def write_block(self, offset: int, data: Any, *, width: int = 4) -> None:
+        """Write a buffer to consecutive registers of ``width`` bytes."""
+        self._mapped().write_block(offset, data, width)
+
+    def view(self, offset: int = 0, size: int | None = None) -> memoryview:
+        """Give a raw view of mapped memory: format ``"B"``, unguarded, at an address that never changes.
+
+        While the memory is zapped it reads all-ones and writes go nowhere. Mind the width of what you do with it:
+        a copy of bytes is no register access.
+        """
+        return self._mapped().view(offset, self.size - offset if size is None else size)
+
+    def array(self, dtype: Any = "<u4") -> numpy.ndarray[Any, Any]:
+        """Give a numpy array over the whole region, without a copy; a raw view like `view`."""
+        import numpy
+
+        return numpy.frombuffer(self.view(), dtype=dtype)
+
+    # -- inside
+
+    def _mapped(self) -> Mmio:
+        if self.mmio is None:
+            raise UnsupportedError(f"{self.name} can't be mapped; use read32 and its kin, or pread and pwrite")
+        return self.mmio
+
+    def _check(self, offset: int, size: int) -> None:
+        if size <= 0 or offset < 0 or offset + size > self.size:
+            raise BoundsError(f"{size} bytes at offset {offset:#x} are outside of {self.name}, {self.size:#x} bytes")
+
+    def __repr__(self) -> str:
+        mapped = " mapped" if self.mmio is not None else ""
+        return f"<Region {self.name} {self.size:#x} bytes{mapped}>"

@@ -1,0 +1,117 @@
+"""The base of drivers: what a device means is up to them, how they meet it is here."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import ClassVar, Self
+
+from vfio_user.addresses import PciId
+from vfio_user.errors import BusyError, UnsupportedError
+from vfio_user.pci.device import PciDevice
+
+__all__ = ["Driver"]
+
+
+class Driver:
+    """A driver for one kind of PCI device.
+
+    A subclass names what it drives in `match`, brings the device up in `probe`, quiets it in `remove`, and may take
+    part in resets. It *has* its device, as ``self.pci``::
+
+        class Edu(Driver):
+            match = (PciId(0x1234, 0x11E8),)
+
+            def probe(self) -> None:
+                self.bar = self.pci.bar(0)
+
+        with vfio_user.open("0000:01:00.0") as pci, Edu(pci) as edu:
+            ...
+
+    Lifetime:
+        `start` (or the ``with`` block) probes; `stop` (or its end) removes. The device stays open: it belongs to who
+        opened it, and outlives the driver.
+    Locking:
+        The hooks are called without any lock of ours held.
+    """
+
+    match: ClassVar[tuple[PciId, ...]] = ()
+    """The devices that this driver drives, by ids or class code."""
+
+    def __init__(self, pci: PciDevice) -> None:
+        """Take a device, which is not touched yet.
+
+        Raises:
+            UnsupportedError: it is not one of `match`.
+        """
+        if not self.matches(pci):
+            config = pci.config
+            raise UnsupportedError(
+                f"{type(self).__name__} does not drive {pci.name} "
+                f"({config.vendor_id:04x}:{config.device_id:04x}, class {config.class_code:06x})"
+            )
+        self.pci = pci
+        """The device that it drives."""
+        self._started = False
+
+    @classmethod
+    def matches(cls, pci: PciDevice) -> bool:
+        """Tell whether a device is one that this driver drives."""
+        config = pci.config
+        ids = (config.vendor_id, config.device_id, config.class_code)
+        return any(each.matches(*ids) for each in cls.match)
+
+    # -- hooks
+
+    def probe(self) -> None:
+        """Bring the device up. If it raises, `remove` is not called: undo what was done first."""
+
+    def remove(self) -> None:
+        """Quiet the device: no DMA, no interrupts; give back what `probe` took."""
+
+    def reset_prepare(self) -> None:
+        """Get ready for a reset: stop work, account for what is in flight.
+
+        No register access works from here until `reset_done`.
+        """
+
+    def reset_done(self) -> None:
+        """Bring the device up again after a reset: registers have their power-on values, interrupts are armed again."""
+
+    # -- life
+
+    def start(self) -> None:
+        """Probe the device.
+
+        Raises:
+            BusyError: another driver has it.
+        """
+        if self.pci.driver is not None:
+            raise BusyError(f"{self.pci.name} is driven by {type(self.pci.driver).__name__} already")
+        self.pci.driver = self
+        try:
+            self.probe()
+        except BaseException:
+            self.pci.driver = None
+            raise
+        self._started = True
+
+    def stop(self) -> None:
+        """Remove the driver from its device; stopping twice does nothing."""
+        if self._started:
+            self._started = False
+            try:
+                self.remove()
+            finally:
+                self.pci.driver = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.pci.name}{'' if self._started else ' stopped'}>"

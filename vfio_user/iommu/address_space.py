@@ -1,0 +1,371 @@
+"""Address spaces: what devices see of memory."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vfio_user.addresses import Iova, IovaRange, Vaddr
+from vfio_user.errors import (
+    AlignmentError,
+    ArgumentError,
+    ClosedError,
+    IovaError,
+    UnsupportedError,
+    VfioError,
+)
+from vfio_user.iommu import explain
+from vfio_user.iommu.backend import IommuBackend, open_backend
+from vfio_user.iommu.buffer import DmaBuffer
+from vfio_user.iommu.iova import IovaAllocator
+from vfio_user.iommu.mapping import DmaMapping
+from vfio_user.iommu.modes import IommuMode, available_modes
+from vfio_user.kernel.fd import OwnedFd
+from vfio_user.kernel.mman import Backing, address_of, allocate
+from vfio_user.kernel.sysfs import PciFunction
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from vfio_user.iommu.pool import DmaPool
+
+__all__ = ["AddressSpace"]
+
+_HUGE_ALIGNMENTS = (1 << 30, 2 << 20)
+
+
+class AddressSpace:
+    """The memory that a set of devices can reach, and the IOVAs at which they reach it.
+
+    Every device opened with ``address_space=`` shares it. What it is made of (container and groups, ...) is its
+    `mode`.
+
+    Lifetime:
+        `close()`, or the ``with`` block, unmaps everything at once. Devices may be closed before or after: the
+        container stays open until the last device that is attached goes.
+    Locking:
+        All methods may be called from any thread. The address-space lock covers the book-keeping only; it is never
+        held over a map or unmap, so several threads pin memory at the same time.
+    """
+
+    def __init__(self, mode: IommuMode | str = "auto", *, allow_noiommu: bool = False) -> None:
+        """Open the back end.
+
+        Args:
+            mode: one of `IommuMode`, or ``"auto"``: the best one that the machine has.
+            allow_noiommu: must be given for `IommuMode.NOIOMMU`, which protects nothing.
+
+        Raises:
+            UnsupportedError: the machine has no such mode.
+            VfioOSError: the node can't be opened; the message says what to do.
+        """
+        chosen = _best_mode() if mode == "auto" else IommuMode.parse(mode)
+        if chosen is IommuMode.NOIOMMU and not allow_noiommu:
+            raise ArgumentError(explain.noiommu_not_allowed("the device"))
+        self._backend: IommuBackend = open_backend(chosen)
+        self._lock = threading.Lock()
+        self._attach_lock = threading.Lock()
+        self._allocator: IovaAllocator | None = None
+        self._mappings: dict[Iova, DmaMapping] = {}
+        self._closed = False
+        self._users = 1  # this object itself, and one for each attached device
+
+    # -- what it is
+
+    @property
+    def mode(self) -> IommuMode:
+        """Which back end it uses."""
+        return self._backend.mode
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed."""
+        return self._closed
+
+    @property
+    def iova_ranges(self) -> tuple[IovaRange, ...]:
+        """The IOVAs that can be mapped; needs an attached device."""
+        return self._live_allocator().ranges
+
+    @property
+    def page_sizes(self) -> int:
+        """Bit mask of the IOMMU's page sizes; the lowest is the granule of every address and size."""
+        self._require_open()
+        return self._backend.info().page_sizes
+
+    @property
+    def dma_avail(self) -> int | None:
+        """How many more mappings the kernel allows; `None` where it does not count."""
+        self._require_open()
+        return self._backend.info().dma_avail
+
+    @property
+    def mappings(self) -> tuple[DmaMapping, ...]:
+        """The mappings there are, ordered by IOVA."""
+        with self._lock:
+            return tuple(self._mappings[iova] for iova in sorted(self._mappings))
+
+    # -- devices
+
+    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
+        """Let a device use this address space, and open it. `vfio_user.open` is the usual way.
+
+        The caller closes the returned descriptor and then calls `detach`.
+        """
+        with self._attach_lock:
+            self._require_open()
+            device = self._backend.attach(function, vf_token=vf_token)
+            try:
+                self._refresh_ranges()
+            except BaseException:
+                device.close()
+                raise
+            self._users += 1
+            return device
+
+    def detach(self) -> None:
+        """Say that a device that was attached is closed."""
+        with self._attach_lock:
+            self._drop_user()
+
+    # -- memory
+
+    def map(
+        self,
+        buffer: Buffer,
+        *,
+        iova: int | None = None,
+        read: bool = True,
+        write: bool = True,
+        iova_limit: int | None = None,
+    ) -> DmaMapping:
+        """Map memory of the caller's: any contiguous buffer that starts and ends on a page.
+
+        Args:
+            buffer: the memory, such as an `mmap.mmap` or a numpy array over one. It is kept alive while mapped.
+            iova: where; by default the address space chooses.
+            read: devices may read it.
+            write: devices may write it; the buffer must be writable then.
+            iova_limit: the IOVA range ends at or below it: ``1 << 28`` for a device with 28 address bits.
+
+        Raises:
+            AlignmentError: address, size or IOVA is not a multiple of the IOMMU's page size.
+            IovaError: the IOVA is taken, outside of `iova_ranges`, or none is free.
+            VfioIoctlError: the kernel refused; the message names the limit.
+        """
+        try:
+            view = memoryview(buffer)
+        except TypeError:
+            raise ArgumentError(
+                f"{type(buffer).__name__} has no buffer to map; pass mmap, numpy array, ... or use alloc()"
+            ) from None
+        if not view.contiguous:
+            raise ArgumentError("the buffer is not contiguous")
+        if write and view.readonly:
+            raise ArgumentError("the buffer is read-only; pass write=False, or a writable one")
+        if view.nbytes == 0:
+            raise ArgumentError("the buffer is empty")
+        return self.map_address(
+            address_of(view),
+            view.nbytes,
+            iova=iova,
+            read=read,
+            write=write,
+            iova_limit=iova_limit,
+            keepalive=view,
+        )
+
+    def map_address(
+        self,
+        vaddr: int,
+        size: int,
+        *,
+        iova: int | None = None,
+        read: bool = True,
+        write: bool = True,
+        iova_limit: int | None = None,
+        keepalive: object = None,
+    ) -> DmaMapping:
+        """Map memory by its address; ``keepalive`` is held as long as it is mapped. See `map`."""
+        if not (read or write):
+            raise ArgumentError("a mapping that devices may neither read nor write is of no use")
+        self._require_open()
+        allocator = self._live_allocator()
+        page = allocator.page_size
+        if vaddr % page or size % page or size <= 0:
+            raise AlignmentError(
+                f"address {vaddr:#x} and size {size:#x} must be multiples of the IOMMU's page size {page:#x}; "
+                "alloc() gives such memory"
+            )
+        place = self._take_iova(allocator, iova, size, iova_limit)
+        try:
+            self._backend.map(place, vaddr, size, read=read, write=write)
+        except BaseException:
+            with self._lock:
+                allocator.free(place, size)
+            raise
+        mapping = DmaMapping(self, place, Vaddr(vaddr), size, keepalive)
+        with self._lock:
+            if not self._closed:
+                self._mappings[place] = mapping
+                return mapping
+        self._backend.unmap(place, size)
+        raise ClosedError("the address space was closed while memory was being mapped")
+
+    def alloc(
+        self,
+        size: int,
+        *,
+        iova_limit: int | None = None,
+        backing: Backing | str = Backing.ANONYMOUS,
+        iova: int | None = None,
+    ) -> DmaBuffer:
+        """Allocate zeroed memory and map it for reading and writing.
+
+        Args:
+            size: bytes; rounded up to whole pages of the backing.
+            iova_limit: the IOVA range ends at or below it: ``1 << 28`` for a device with 28 address bits.
+            backing: ``"anonymous"``, ``"memfd"``, ``"huge2m"`` or ``"huge1g"``.
+            iova: where; by default the address space chooses.
+
+        Raises:
+            IovaError: no IOVA is free.
+            VfioOSError: no memory, or no huge pages; the message says how to get some.
+        """
+        try:
+            kind = Backing(backing)
+        except ValueError:
+            names = ", ".join(each.value for each in Backing)
+            raise ArgumentError(f"{backing!r} is not a backing; there are: {names}") from None
+        memory = allocate(size, kind)
+        mapping = self.map_address(memory.address, memory.size, iova=iova, iova_limit=iova_limit, keepalive=memory)
+        return DmaBuffer(memory, mapping)
+
+    def pool(
+        self,
+        buffer_size: int,
+        *,
+        chunk_size: int = 2 << 20,
+        iova_limit: int | None = None,
+        backing: Backing | str = Backing.ANONYMOUS,
+    ) -> DmaPool:
+        """Make a pool of small buffers, carved out of few large mappings."""
+        from vfio_user.iommu.pool import DmaPool
+
+        return DmaPool(self, buffer_size, chunk_size=chunk_size, iova_limit=iova_limit, backing=backing)
+
+    def unmap_all(self) -> int:
+        """Take everything from the devices in one call; give the number of bytes.
+
+        Raises:
+            VfioError: the kernel unmapped less than there was.
+        """
+        self._require_open()
+        with self._lock:
+            ending = list(self._mappings.values())
+            self._mappings.clear()
+        unmapped = self._backend.unmap_all()
+        expected = sum(mapping.size for mapping in ending)
+        if unmapped < expected:
+            with self._lock:
+                self._mappings.update((mapping.iova, mapping) for mapping in ending)
+            raise VfioError(f"the kernel unmapped {unmapped:#x} bytes of {expected:#x}; the memory is kept")
+        self._end(ending)
+        return unmapped
+
+    def close(self) -> None:
+        """Unmap everything and let go; closing twice does nothing."""
+        with self._attach_lock:
+            if self._closed:
+                return
+            try:
+                self.unmap_all()
+            finally:
+                self._closed = True
+                self._drop_user()
+
+    # -- inside
+
+    def _unmap(self, mapping: DmaMapping) -> None:
+        with self._lock:
+            # Out of the table first: of two threads that unmap the same mapping, one makes the call.
+            if self._mappings.get(mapping.iova) is not mapping:
+                return
+            del self._mappings[mapping.iova]
+        try:
+            unmapped = self._backend.unmap(mapping.iova, mapping.size)
+            if unmapped != mapping.size:
+                raise VfioError(
+                    f"the kernel unmapped {unmapped:#x} bytes of {mapping!r}; its memory is kept, "
+                    "because a device may still write to it"
+                )
+        except BaseException:
+            with self._lock:
+                self._mappings[mapping.iova] = mapping
+            raise
+        self._end([mapping])
+
+    def _end(self, mappings: list[DmaMapping]) -> None:
+        with self._lock:
+            for mapping in mappings:
+                if self._allocator is not None:
+                    self._allocator.free(mapping.iova, mapping.size)
+        for mapping in mappings:
+            mapping._ended()
+
+    def _take_iova(self, allocator: IovaAllocator, iova: int | None, size: int, limit: int | None) -> Iova:
+        with self._lock:
+            if iova is not None:
+                if limit is not None and iova + size > limit:
+                    raise IovaError(f"IOVA {iova:#x}, {size:#x} bytes, reaches beyond the limit {limit:#x}")
+                allocator.reserve(iova, size)
+                return Iova(iova)
+            # Large mappings at large alignments: the IOMMU can then use its large pages.
+            alignment = next((huge for huge in _HUGE_ALIGNMENTS if size >= huge), None)
+            try:
+                return allocator.allocate(size, alignment=alignment, limit=limit)
+            except IovaError:
+                return allocator.allocate(size, limit=limit)
+
+    def _refresh_ranges(self) -> None:
+        """Read the usable ranges again: each group that joins can take some away."""
+        info = self._backend.info()
+        with self._lock:
+            if self._allocator is None:
+                self._allocator = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
+            else:
+                self._allocator.restrict(info.iova_ranges)
+
+    def _live_allocator(self) -> IovaAllocator:
+        self._require_open()
+        if self._allocator is None:
+            raise UnsupportedError("no device is attached to this address space yet; open one with address_space=")
+        return self._allocator
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the address space is closed")
+
+    def _drop_user(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<AddressSpace {self.mode.value} {len(self._mappings)} mappings{state}>"
+
+
+def _best_mode() -> IommuMode:
+    modes = available_modes()
+    # Without any node the open of the usual one says best what is missing.
+    return modes[0] if modes else IommuMode.TYPE1V2

@@ -1,0 +1,146 @@
+"""Say why the way to a device is barred, and what opens it. Text only: nothing here changes anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Sequence
+
+from vfio_user.errors import VfioOSError
+from vfio_user.kernel import sysfs
+from vfio_user.kernel.fd import OwnedFd
+
+__all__ = [
+    "device_open",
+    "group_open",
+    "map_failed",
+    "no_group",
+    "no_such_device",
+    "not_viable",
+    "open_node",
+    "set_iommu",
+]
+
+
+def open_node(path: str, hint: Callable[[int], str]) -> OwnedFd:
+    """Open a character device read-write; ``hint`` turns the errno into advice."""
+    try:
+        return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+    except OSError as error:
+        code = error.errno or 0
+        raise VfioOSError(code, f"open {path}", hint(code)) from error
+
+
+def container_open(code: int) -> str:
+    """Explain a failed open of ``/dev/vfio/vfio`` or ``/dev/iommu``."""
+    if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return "The kernel has no VFIO, or its modules are not loaded: modprobe vfio-pci vfio_iommu_type1"
+    if code in (errno.EACCES, errno.EPERM):
+        return "Run as root, or give your user the node: chmod 0666 /dev/vfio/vfio is safe, it grants no device"
+    return ""
+
+
+def group_open(code: int, number: int) -> str:
+    """Explain a failed open of a group's node."""
+    members = sysfs.group(number).members
+    names = ", ".join(str(member.address) for member in members) or "none"
+    if code == errno.ENOENT:
+        if not any(member.driver and "vfio" in member.driver for member in members):
+            return f"No device of group {number} ({names}) is bound to vfio-pci. {bind_advice(names.split(', ')[0])}"
+        return "Load the modules (modprobe vfio-pci), and in a container pass the node in"
+    if code in (errno.EACCES, errno.EPERM):
+        return f"Run as root, or hand the node over: chown $USER /dev/vfio/{number}"
+    if code == errno.EBUSY:
+        return (
+            f"Group {number} ({names}) is open already, by another process, by this one, or through the devices' "
+            "own nodes; a group has one owner. Devices of one group share it: "
+            "vfio_user.open(..., address_space=first.address_space)"
+        )
+    return ""
+
+
+def no_group(address: str) -> str:
+    """Explain why a device has no IOMMU group."""
+    if not sysfs.groups():
+        return (
+            f"{address} has no IOMMU group: no IOMMU is active on this machine. Turn it on in the firmware (VT-d, "
+            "AMD-Vi) and on the kernel command line (intel_iommu=on). Without protection, for a trusted driver only: "
+            "vfio.enable_unsafe_noiommu_mode=1 and allow_noiommu=True"
+        )
+    return f"{address} has no IOMMU group: no IOMMU translates for its bus, though others of this machine have one"
+
+
+def noiommu_not_allowed(address: str) -> str:
+    """Explain that a noiommu group is used by name only."""
+    return (
+        f"{address} is in a noiommu group: its DMA reaches all of memory, nothing protects the machine. "
+        "If that is what you want, pass allow_noiommu=True"
+    )
+
+
+def not_viable(number: int, culprits: Sequence[tuple[str, str]]) -> str:
+    """Explain which devices keep a group from being viable."""
+    who = ", ".join(f"{address} (driver {driver})" for address, driver in culprits) or "a device"
+    first = culprits[0][0] if culprits else "it"
+    return (
+        f"group {number} is not viable: {who} is in it and not bound to vfio-pci. The IOMMU can't keep the devices of "
+        f"a group apart, so all must be bound to vfio-pci or to no driver. {bind_advice(first)}"
+    )
+
+
+def no_such_device(name: str, number: int) -> str:
+    """Explain a device that its group does not give."""
+    driver = next((m.driver for m in sysfs.group(number).members if str(m.address) == name), None)
+    if driver is None or "vfio" not in driver:
+        return f"{name} is not bound to vfio-pci (driver: {driver or 'none'}). {bind_advice(name)}"
+    return f"group {number} has no device {name}"
+
+
+def device_open(code: int) -> str:
+    """Explain a failed ``VFIO_GROUP_GET_DEVICE_FD``."""
+    if code == errno.EACCES:
+        return "A virtual function of a PF that vfio-pci holds needs that PF's token: vf_token=UUID"
+    if code == errno.EBUSY:
+        return "The device is open already, through its group or its own node"
+    return ""
+
+
+def set_iommu(code: int) -> str:
+    """Explain a failed ``VFIO_SET_IOMMU``."""
+    if code == errno.EPERM:
+        return (
+            "Most often: the IOMMU does not remap interrupts, so a device could forge any of them. Turn interrupt "
+            "remapping on in the firmware, or accept the risk: vfio_iommu_type1.allow_unsafe_interrupts=1"
+        )
+    if code == errno.ENODEV:
+        return "The module of this IOMMU type is not loaded: modprobe vfio_iommu_type1"
+    return ""
+
+
+def map_failed(code: int, size: int, dma_avail: int | None) -> str:
+    """Explain a failed map."""
+    if code == errno.ENOMEM:
+        soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
+        return (
+            f"Mapped memory is pinned and counts against RLIMIT_MEMLOCK ({limit}; {size >> 10} KiB were asked for). "
+            "Raise it: ulimit -l, LimitMEMLOCK= of the unit, or CAP_IPC_LOCK"
+        )
+    if code == errno.ENOSPC:
+        return (
+            f"The container has no mappings left (dma_avail: {dma_avail}); vfio_iommu_type1.dma_entry_limit is the "
+            "limit. Map fewer, larger pieces: address_space.pool() carves small buffers out of large mappings"
+        )
+    if code == errno.EFAULT:
+        return "The memory can't be pinned: not mapped, read-only, or device memory that is switched off now"
+    return ""
+
+
+def bind_advice(address: str) -> str:
+    """Give the commands that bind a device to vfio-pci."""
+    path = f"/sys/bus/pci/devices/{address}"
+    return (
+        f"Bind it: echo vfio-pci > {path}/driver_override; [ -e {path}/driver ] && echo {address} > "
+        f"{path}/driver/unbind; echo {address} > /sys/bus/pci/drivers_probe"
+    )

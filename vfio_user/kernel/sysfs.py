@@ -1,0 +1,185 @@
+"""What sysfs says about PCI functions, their IOMMU groups and their VFIO nodes. Reads only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vfio_user.addresses import PciAddress
+from vfio_user.errors import ArgumentError, VfioOSError
+
+__all__ = ["Group", "PciFunction", "group", "groups", "pci_function", "pci_functions"]
+
+SYSFS = Path("/sys")
+
+_BRIDGE_CLASS = 0x06
+_HARMLESS_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "xen-pciback"})
+"""Drivers which the kernel takes as owned by the user or as harmless when it tells whether a group is viable."""
+
+
+@dataclass(frozen=True)
+class PciFunction:
+    """One PCI function as sysfs shows it; every property is read when it is asked for."""
+
+    address: PciAddress
+    """Where it sits."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory in sysfs."""
+        return SYSFS / "bus/pci/devices" / str(self.address)
+
+    @cached_property
+    def vendor(self) -> int:
+        """Vendor id, 16 bits."""
+        return self._number("vendor")
+
+    @cached_property
+    def device(self) -> int:
+        """Device id, 16 bits."""
+        return self._number("device")
+
+    @cached_property
+    def class_code(self) -> int:
+        """Class code, 24 bits: base class, sub-class, programming interface."""
+        return self._number("class")
+
+    @property
+    def driver(self) -> str | None:
+        """Name of the kernel driver that it is bound to; `None` when there is none."""
+        return _link_name(self.path / "driver")
+
+    @property
+    def iommu_group(self) -> int | None:
+        """Number of its IOMMU group; `None` when no IOMMU translates for it."""
+        name = _link_name(self.path / "iommu_group")
+        return int(name) if name is not None else None
+
+    @property
+    def noiommu(self) -> bool:
+        """Tell whether its group is one that VFIO made up for want of an IOMMU."""
+        number = self.iommu_group
+        # The group's sysfs name alone does not tell: emulated-IOMMU groups carry "vfio-noiommu" too. The node does.
+        return number is not None and os.path.exists(f"/dev/vfio/noiommu-{number}")
+
+    @property
+    def numa_node(self) -> int | None:
+        """NUMA node that it is attached to; `None` when the machine does not say."""
+        text = self._text("numa_node")
+        return int(text) if text and int(text) >= 0 else None
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """Ways in which the kernel can reset this function alone, in its order: ``("flr", "bus")``."""
+        return tuple((self._text("reset_method") or "").split())
+
+    @property
+    def is_bridge(self) -> bool:
+        """Tell whether it is a bridge; the kernel never needs those of a group to be bound to VFIO."""
+        return self.class_code >> 16 == _BRIDGE_CLASS
+
+    @property
+    def vfio_device(self) -> str | None:
+        """Name of its VFIO character device, ``"vfio3"``; `None` unless it is bound to a VFIO driver.
+
+        The name exists in sysfs on kernels that have no such node, so test ``/dev/vfio/devices`` before use.
+        """
+        try:
+            names = sorted(entry.name for entry in (self.path / "vfio-dev").iterdir())
+        except OSError:
+            return None
+        return names[0] if names else None
+
+    def exists(self) -> bool:
+        """Tell whether the machine has it (still)."""
+        return self.path.is_dir()
+
+    def _text(self, name: str) -> str | None:
+        try:
+            return (self.path / name).read_text().strip()
+        except OSError:
+            return None
+
+    def _number(self, name: str) -> int:
+        try:
+            return int((self.path / name).read_text().strip(), 16)
+        except OSError as error:
+            raise VfioOSError(
+                error.errno or 0, f"read {self.path / name}", "Is there such a device? lspci -D lists them."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One IOMMU group: the smallest set of devices that the IOMMU can tell from others."""
+
+    number: int
+    """Number of the group; its node is ``/dev/vfio/<number>``, or ``noiommu-<number>``."""
+
+    @property
+    def members(self) -> tuple[PciFunction, ...]:
+        """Its PCI functions, ordered by address."""
+        return tuple(_functions_in(SYSFS / "kernel/iommu_groups" / str(self.number) / "devices"))
+
+    @property
+    def culprits(self) -> tuple[PciFunction, ...]:
+        """Its functions that keep it from being viable: bound to a driver that is neither VFIO nor harmless."""
+        return tuple(member for member in self.members if member.driver is not None and not _is_viable(member.driver))
+
+
+def pci_function(address: PciAddress | str) -> PciFunction:
+    """Give one function, which must exist.
+
+    Raises:
+        ArgumentError: not an address, or the machine has no such function.
+    """
+    function = PciFunction(PciAddress.parse(address))
+    if not function.exists():
+        raise ArgumentError(f"there is no PCI function {function.address} on this machine; lspci -D lists them")
+    return function
+
+
+def pci_functions() -> tuple[PciFunction, ...]:
+    """Give all functions of the machine, ordered by address."""
+    return tuple(_functions_in(SYSFS / "bus/pci/devices"))
+
+
+def group(number: int) -> Group:
+    """Give one group by its number."""
+    return Group(number)
+
+
+def groups() -> tuple[Group, ...]:
+    """Give all groups of the machine, ordered by number."""
+    try:
+        names = [entry.name for entry in (SYSFS / "kernel/iommu_groups").iterdir()]
+    except OSError:
+        return ()
+    return tuple(Group(number) for number in sorted(int(name) for name in names if name.isdigit()))
+
+
+def _is_viable(driver: str) -> bool:
+    return driver in _HARMLESS_DRIVERS or "vfio" in driver
+
+
+def _functions_in(directory: Path) -> list[PciFunction]:
+    try:
+        names = [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(PciFunction(PciAddress.parse(name)))
+        except ArgumentError:
+            continue  # a group may hold devices of other buses
+    return sorted(found, key=lambda function: function.address)
+
+
+def _link_name(link: Path) -> str | None:
+    try:
+        return os.path.basename(os.readlink(link))
+    except OSError:
+        return None

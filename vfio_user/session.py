@@ -1,0 +1,132 @@
+"""Open devices: choose the back end, build the chain, hand it over whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from vfio_user.addresses import PciAddress
+from vfio_user.device.ops import DeviceOps
+from vfio_user.errors import ArgumentError, UnsupportedError
+from vfio_user.iommu import AddressSpace, IommuMode, explain
+from vfio_user.kernel import sysfs
+from vfio_user.pci.device import PCI_OPS, PciDevice
+
+__all__ = ["Devices", "open", "open_all"]
+
+
+class Devices(tuple[PciDevice, ...]):
+    """Devices that were opened together; leaving the ``with`` block closes all of them, then their address space."""
+
+    address_space: AddressSpace
+
+    def close(self) -> None:
+        """Close every device, then the address space; all are tried.
+
+        Raises:
+            ExceptionGroup: some could not be closed.
+        """
+        failures: list[Exception] = []
+        for device in reversed(self):
+            try:
+                device.close()
+            except Exception as error:
+                failures.append(error)
+        self.address_space.close()
+        if failures:
+            raise ExceptionGroup("some devices could not be closed", failures)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(
+    address: str | PciAddress,
+    *,
+    mode: IommuMode | str = "auto",
+    address_space: AddressSpace | None = None,
+    allow_noiommu: bool = False,
+    vf_token: str | None = None,
+    ops: DeviceOps = PCI_OPS,
+) -> PciDevice:
+    """Open a PCI device that is bound to ``vfio-pci``.
+
+    Nothing is unbound, reset or made bus master. The device is closed by its ``with`` block or `PciDevice.close`, and
+    with it the address space, if it was made here.
+
+    Args:
+        address: ``"0000:01:00.0"``.
+        mode: which IOMMU back end, by name; ``"auto"`` takes the best that the machine has.
+        address_space: share this one with other devices, instead of making one.
+        allow_noiommu: accept a device without an IOMMU: nothing then protects the machine from it.
+        vf_token: UUID set by the owner of the physical function; for a virtual function of a PF on ``vfio-pci``.
+        ops: the device's ops table, for variant drivers.
+
+    Raises:
+        ArgumentError: no such device, or arguments that exclude each other.
+        UnsupportedError: it is not bound to ``vfio-pci``, or has no IOMMU.
+        NotViableError: another device of its group is in the way; names it.
+        VfioOSError: a system call failed; the message says what to do.
+    """
+    function = sysfs.pci_function(address)
+    if address_space is not None:
+        if mode != "auto":
+            raise ArgumentError("give either a mode or an address space; the space has a mode already")
+        return _attach(function, address_space, vf_token, ops, owns_space=False)
+    _check_iommu(function, allow_noiommu)
+    with ExitStack() as stack:
+        chosen = IommuMode.NOIOMMU if function.noiommu and mode == "auto" else mode
+        space = stack.enter_context(AddressSpace(chosen, allow_noiommu=allow_noiommu))
+        device = _attach(function, space, vf_token, ops, owns_space=True)
+        stack.pop_all()
+        return device
+
+
+def open_all(
+    addresses: Sequence[str | PciAddress],
+    *,
+    mode: IommuMode | str = "auto",
+    allow_noiommu: bool = False,
+) -> Devices:
+    """Open several devices with one address space; all or none. See `open`."""
+    functions = [sysfs.pci_function(address) for address in addresses]
+    if not functions:
+        raise ArgumentError("no addresses were given")
+    for function in functions:
+        _check_iommu(function, allow_noiommu)
+    with ExitStack() as stack:
+        chosen = IommuMode.NOIOMMU if functions[0].noiommu and mode == "auto" else mode
+        space = stack.enter_context(AddressSpace(chosen, allow_noiommu=allow_noiommu))
+        opened = [
+            stack.enter_context(_attach(function, space, None, PCI_OPS, owns_space=False)) for function in functions
+        ]
+        stack.pop_all()
+    devices = Devices(opened)
+    devices.address_space = space
+    return devices
+
+
+def _check_iommu(function: sysfs.PciFunction, allow_noiommu: bool) -> None:
+    if function.iommu_group is None:
+        raise UnsupportedError(explain.no_group(str(function.address)))
+    if function.noiommu and not allow_noiommu:
+        raise UnsupportedError(explain.noiommu_not_allowed(str(function.address)))
+
+
+def _attach(
+    function: sysfs.PciFunction,
+    space: AddressSpace,
+    vf_token: str | None,
+    ops: DeviceOps,
+    *,
+    owns_space: bool,
+) -> PciDevice:
+    fd = space.attach(function, vf_token=vf_token)
+    return PciDevice(function.address, fd, space, ops=ops, owns_space=owns_space)
