@@ -16,7 +16,7 @@ _TEMPLATE = """\
 #
 # Written by _cdefs/stub.py: do not edit. `lib` has every constant under the kernel's name; structures are
 # made with `ffi.new("struct vfio_region_info *")`. Every function of `lib` releases the GIL, and returns a
-# negative errno when it fails. CData and CType exist for the type checker only; import them under TYPE_CHECKING.
+# negative errno when it fails. CData and CType are for the type checker: import them under TYPE_CHECKING.
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final, overload
