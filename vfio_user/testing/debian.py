@@ -131,7 +131,7 @@ class _AptState:
                 return
             self._configure()
             try:
-                self.run("apt-get", "update", "--error-on=any")
+                self.run("apt-get", "update", "--allow-releaseinfo-change", "--error-on=any")
             except GuestSetupError as error:
                 if not self._stamp.exists():
                     raise
@@ -159,9 +159,7 @@ class _AptState:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise GuestSetupError(
-                            f"another process has held {lock.name} for {DEADLINE:.0f} s"
-                        ) from None
+                        raise GuestSetupError(f"another process has held {lock.name} for {DEADLINE:.0f} s") from None
                     time.sleep(0.1)
             yield
 
@@ -184,9 +182,7 @@ class _AptState:
         else:
             options = {name: ",".join(value.split()) for name, value in options.items()}
         shown = " ".join(f"{name}={value}" for name, value in options.items())
-        (self.place / "sources.list").write_text(
-            f"deb [{shown}] {source.uri} {self.suite} main\n".replace("[] ", "")
-        )
+        (self.place / "sources.list").write_text(f"deb [{shown}] {source.uri} {self.suite} main\n".replace("[] ", ""))
         self.config.write_text(_CONFIGURATION.format(place=self.place))
 
 
