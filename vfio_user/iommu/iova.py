@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from vfio_user.addresses import Iova, IovaRange
 from vfio_user.errors import AlignmentError, ArgumentError, IovaError
@@ -11,6 +12,7 @@ from vfio_user.errors import AlignmentError, ArgumentError, IovaError
 __all__ = ["IovaAllocator"]
 
 _LIMIT_32BIT = 1 << 32
+_Span: TypeAlias = tuple[int, int]  # first and last, both inclusive
 
 
 class IovaAllocator:
@@ -30,22 +32,22 @@ class IovaAllocator:
     def __init__(self, ranges: Iterable[IovaRange], page_size: int) -> None:
         self.page_size = page_size
         """Granule in bytes, a power of two: every address and size is a multiple of it."""
-        self.ranges: tuple[IovaRange, ...] = tuple(sorted(ranges))
-        """The usable ranges."""
-        # Sorted, disjoint, never adjacent: (first, last) with both ends inclusive.
-        self._free = self._whole_pages(self.ranges)
+        self.ranges: tuple[IovaRange, ...] = _merged(ranges)
+        """The usable ranges, ordered; ranges that touch are one."""
+        # Both lists are sorted, disjoint and never adjacent.
+        self._usable = self._whole_pages()
+        self._free = list(self._usable)
 
-    def _whole_pages(self, ranges: Iterable[IovaRange]) -> list[tuple[int, int]]:
+    def _whole_pages(self) -> list[_Span]:
         page = self.page_size
-        aligned = ((-(-each.first // page) * page, (each.last + 1) // page * page) for each in ranges)
+        aligned = ((-(-each.first // page) * page, (each.last + 1) // page * page) for each in self.ranges)
         return [(first, end - 1) for first, end in aligned if first < end]
 
     def restrict(self, ranges: Iterable[IovaRange]) -> None:
         """Take over the usable ranges after a device joined, which may have fewer; what is taken stays taken."""
-        self.ranges = tuple(sorted(ranges))
-        usable = self._whole_pages(self.ranges)
-        overlaps = ((max(a, c), min(b, d)) for a, b in self._free for c, d in usable)
-        self._free = [(first, last) for first, last in overlaps if first <= last]
+        self.ranges = _merged(ranges)
+        self._usable = self._whole_pages()
+        self._free = _common(self._free, self._usable)
 
     @property
     def free_bytes(self) -> int:
@@ -65,9 +67,10 @@ class IovaAllocator:
         """
         if size <= 0:
             raise ArgumentError(f"size {size} is not positive")
-        alignment = max(alignment or 0, self.page_size)
-        if alignment & (alignment - 1):
+        alignment = self.page_size if alignment is None else alignment
+        if alignment <= 0 or alignment & (alignment - 1):
             raise AlignmentError(f"alignment {alignment:#x} is not a power of two")
+        alignment = max(alignment, self.page_size)
         size = -(-size // self.page_size) * self.page_size
         for bound in (limit,) if limit is not None else (_LIMIT_32BIT, 1 << 64):
             iova = self._highest(size, alignment, bound)
@@ -104,13 +107,14 @@ class IovaAllocator:
 
     def free(self, iova: int, size: int) -> None:
         """Give a range back that was allocated or reserved."""
-        first, last = iova, iova + size - 1
-        at = bisect_right(self._free, (first, last))
-        if at < len(self._free) and self._free[at][0] == last + 1:
-            last = self._free.pop(at)[1]
-        if at > 0 and self._free[at - 1][1] == first - 1:
-            first = self._free.pop(at - 1)[0]
-        insort(self._free, (first, last))
+        # What is not usable any more, since a device joined, is not handed out again.
+        for first, last in _common([(iova, iova + size - 1)], self._usable):
+            at = bisect_right(self._free, (first, last))
+            if at < len(self._free) and self._free[at][0] == last + 1:
+                last = self._free.pop(at)[1]
+            if at > 0 and self._free[at - 1][1] == first - 1:
+                first = self._free.pop(at - 1)[0]
+            insort(self._free, (first, last))
 
     def _highest(self, size: int, alignment: int, limit: int) -> int | None:
         for first, last in reversed(self._free):
@@ -133,3 +137,18 @@ class IovaAllocator:
             self._free.insert(at, (iova + size, last))
         if first < iova:
             self._free.insert(at, (first, iova - 1))
+
+
+def _merged(ranges: Iterable[IovaRange]) -> tuple[IovaRange, ...]:
+    merged: list[IovaRange] = []
+    for each in sorted(ranges):
+        if merged and each.first <= merged[-1].last + 1:
+            before = merged.pop()
+            each = IovaRange(before.first, max(before.last, each.last))
+        merged.append(each)
+    return tuple(merged)
+
+
+def _common(some: list[_Span], others: list[_Span]) -> list[_Span]:
+    overlaps = ((max(a, c), min(b, d)) for a, b in some for c, d in others)
+    return [(first, last) for first, last in overlaps if first <= last]

@@ -1,0 +1,106 @@
+"""Addresses: what people write for a PCI function, and ranges of IOVAs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfio_user.addresses import IovaRange, PciAddress, PciId
+from vfio_user.errors import ArgumentError
+
+ADDRESSES = st.builds(
+    PciAddress,
+    domain=st.integers(0, (1 << 32) - 1),
+    bus=st.integers(0, 0xFF),
+    device=st.integers(0, 31),
+    function=st.integers(0, 7),
+)
+
+
+@given(ADDRESSES)
+def test_text_of_an_address_is_read_back(address: PciAddress) -> None:
+    assert PciAddress.parse(str(address)) == address
+    assert PciAddress.parse(f" {str(address).upper()}\n") == address
+    assert PciAddress.parse(address) is address
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("01:00.0", "0000:01:00.0"),
+        ("1:2.3", "0000:01:02.3"),
+        ("0001:fe:1f.7", "0001:fe:1f.7"),
+        ("10000:e1:00.0", "10000:e1:00.0"),
+    ],
+)
+def test_spellings_that_people_use(text: str, spelled: str) -> None:
+    assert str(PciAddress.parse(text)) == spelled
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "pci",
+        "00.0",
+        "0000:01:00",
+        "01:00.8",
+        "01:20.0",
+        "100:00.0",
+        "0:0:01:00.0",
+        "01:00.0/..",
+        "123456789:01:00.0",
+    ],
+)
+def test_refusal_shows_the_text(text: str) -> None:
+    with pytest.raises(ArgumentError, match=r"PCI"):
+        PciAddress.parse(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    try:
+        address = PciAddress.parse(text)
+    except ArgumentError:
+        return
+    assert PciAddress.parse(str(address)) == address
+
+
+@given(ADDRESSES, ADDRESSES)
+def test_addresses_are_ordered_as_lspci_lists_them(a: PciAddress, b: PciAddress) -> None:
+    assert (a < b) == ((a.slot, a.function) < (b.slot, b.function))
+
+
+@pytest.mark.parametrize("field", ["domain", "bus", "device", "function"])
+@pytest.mark.parametrize("value", [-1, 1 << 32])
+def test_number_outside_of_its_field_is_named(field: str, value: int) -> None:
+    with pytest.raises(ArgumentError, match=field):
+        PciAddress(**{"domain": 0, "bus": 0, "device": 0, "function": 0} | {field: value})
+
+
+def test_id_matches_by_the_fields_that_are_given() -> None:
+    edu = (0x1234, 0x11E8, 0x00FF00)
+    assert PciId().matches(*edu)
+    assert PciId(0x1234).matches(*edu)
+    assert PciId(0x1234, 0x11E8, 0x00FF00).matches(*edu)
+    assert not PciId(0x1234, 0x11E9).matches(*edu)
+    assert not PciId(class_code=0x010802).matches(*edu)
+    assert not PciId(vendor=0).matches(*edu)
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
+def test_range_contains_its_own_bytes_and_no_other(a: int, b: int) -> None:
+    first, last = sorted((a, b))
+    here = IovaRange(first, last)
+    assert here.contains(first, here.size)
+    assert here.contains(last, 1)
+    assert not here.contains(first, here.size + 1)
+    assert not here.contains(last + 1, 1)
+    assert not here.contains(first, 0)
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (-1, 5), (0, 1 << 64)])
+def test_range_that_can_not_be(first: int, last: int) -> None:
+    with pytest.raises(ArgumentError, match="IOVA range"):
+        IovaRange(first, last)
