@@ -1,4 +1,4 @@
-"""Typed face of the hand-written extension; the docstrings are in C (``help(vfio_user._mmio)``)."""
+# Typed face of the hand-written extension; the docstrings are in C: help(vfio_user._mmio).
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType

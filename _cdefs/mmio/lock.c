@@ -216,15 +216,18 @@ void lock_init(struct memory_lock *lock)
     pthread_mutex_unlock(&registry);
 }
 
-static void forget(struct memory_lock *lock, bool all)
+/* Empty all slots but one thread's (chunk 0: nobody's), and forget the writer unless it is that thread. */
+static void forget(struct memory_lock *lock, const struct reader *keep)
 {
     for (uint32_t chunk = 1; chunk < LOCK_CHUNKS; chunk++) {
         struct reader_slot *slots = atomic_load(&lock->chunk[chunk]);
 
         for (uint32_t pos = 0; slots != NULL && pos < chunk_size(chunk); pos++)
-            if (all || chunk != lock_reader.chunk || pos != lock_reader.pos)
+            if (chunk != keep->chunk || pos != keep->pos)
                 atomic_store(&slots[pos].word, 0);
     }
+    if (keep->tid != 0 && atomic_load(&lock->owner) == keep->tid)
+        return;
     lock->depth = 0;
     atomic_store(&lock->owner, 0);
     atomic_fetch_and(&lock->gate, ~GATE_WRITER);
@@ -232,7 +235,7 @@ static void forget(struct memory_lock *lock, bool all)
 
 void lock_reset(struct memory_lock *lock)
 {
-    forget(lock, true);
+    forget(lock, &(struct reader){0});
     atomic_store(&lock->gate, 0);
 }
 
@@ -330,13 +333,22 @@ bool lock_write_owned(struct memory_lock *lock)
     return atomic_load(&lock->owner) == lock_tid();
 }
 
+/* The gate was closed by this thread. */
+static void write_own(struct memory_lock *lock)
+{
+    atomic_store(&lock->closed_at, lock_now());
+    lock->depth = 1;
+    atomic_store(&lock->owner, lock_tid());
+    lock_reader.writing++;
+}
+
 int lock_write_begin(struct memory_lock *lock, int64_t deadline)
 {
     if (lock_write_owned(lock)) {
         lock->depth++;
         return 1;
     }
-    if (lock_read_depth(lock) != 0)
+    if (lock_read_depth(lock) != 0 || lock_reader.sections != 0 || lock_reader.writing != 0)
         return -EDEADLK;
     for (;;) {
         uint32_t gate = atomic_fetch_or(&lock->gate, GATE_WRITER);
@@ -348,9 +360,7 @@ int lock_write_begin(struct memory_lock *lock, int64_t deadline)
         if (result != 0)
             return result;
     }
-    atomic_store(&lock->closed_at, lock_now());
-    lock->depth = 1;
-    atomic_store(&lock->owner, lock_tid());
+    write_own(lock);
     return 0;
 }
 
@@ -433,6 +443,7 @@ int lock_write_end(struct memory_lock *lock)
         return -EPERM;
     if (--lock->depth > 0)
         return 0;
+    lock_reader.writing--;
     atomic_store(&lock->owner, 0);
     lock_gate_clear(lock, GATE_WRITER);
     return 0;
@@ -448,9 +459,7 @@ int lock_write_try(struct memory_lock *lock)
         return -EDEADLK;
     if ((atomic_fetch_or(&lock->gate, GATE_WRITER) & GATE_WRITER) != 0)
         return -EBUSY;
-    atomic_store(&lock->closed_at, lock_now());
-    lock->depth = 1;
-    atomic_store(&lock->owner, lock_tid());
+    write_own(lock);
     int result = lock_write_drain(lock, 0);
 
     if (result != 0)
@@ -505,20 +514,23 @@ void lock_fork_parent(void)
     pthread_mutex_unlock(&registry);
 }
 
-/* The child has one thread, with a new id; the others' slots and indexes are free. */
+/* The child has one thread, with a new id, which keeps what it held; the others' slots and indexes are free. */
 void lock_fork_child(void)
 {
-    uint32_t index = lock_reader.chunk == 0 ? UINT32_MAX : chunk_start(lock_reader.chunk) + lock_reader.pos;
+    struct reader before = lock_reader;
+    uint32_t index = before.chunk == 0 ? UINT32_MAX : chunk_start(before.chunk) + before.pos;
 
+    lock_reader.tid = (pid_t)syscall(SYS_gettid);
     for (struct memory_lock *lock = all_locks; lock != NULL; lock = lock->next) {
-        forget(lock, false);
+        forget(lock, &before);
         atomic_store(&lock->waiters, 0);
+        if (atomic_load(&lock->owner) != 0)
+            atomic_store(&lock->owner, lock_reader.tid);
     }
     for (uint32_t other = 0; other < atomic_load(&index_high); other++)
         if (other != index && (index_used[other / 64] >> (other % 64) & 1) != 0)
             index_release(other);
-    lock_reader.tid = (pid_t)syscall(SYS_gettid);
-    if (lock_reader.chunk != 0)
-        atomic_store(&atomic_load(&index_tid[lock_reader.chunk])[lock_reader.pos], lock_reader.tid);
+    if (before.chunk != 0)
+        atomic_store(&atomic_load(&index_tid[before.chunk])[before.pos], lock_reader.tid);
     pthread_mutex_init(&registry, NULL);
 }

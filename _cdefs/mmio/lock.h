@@ -74,6 +74,7 @@ struct lock_holder {
 struct reader {
     uint32_t chunk, pos;   /* where its slot is in every lock */
     uint32_t sections;     /* explicit read sections it is in, over all locks */
+    uint32_t writing;      /* locks that it has for writing */
     pid_t tid;
 };
 
@@ -107,10 +108,10 @@ void lock_gate_set(struct memory_lock *lock, uint32_t bits);
 void lock_gate_clear(struct memory_lock *lock, uint32_t bits);
 
 /*
- * Writer. begin() closes the gate: 0, or 1 when this thread had it already (counted), -EDEADLK for a
- * thread that reads, -ETIMEDOUT, -EINTR. drain() waits for the readers: 0, -ETIMEDOUT, -EINTR; both may
+ * Writer. begin() closes the gate: 0, or 1 when this thread had it already (counted), -EDEADLK for a thread
+ * that has any lock for reading or another one for writing, -ETIMEDOUT, -EINTR. drain() waits for the readers: 0, -ETIMEDOUT, -EINTR; both may
  * be called again after -EINTR. end() undoes one begin(), whether drained or not; -EPERM for another thread.
- * try() is both without sleeping: -EBUSY when somebody is in.
+ * try() is both without sleeping, also for a thread that writes elsewhere: -EBUSY when somebody is in.
  */
 int lock_write_begin(struct memory_lock *lock, int64_t deadline);
 int lock_write_drain(struct memory_lock *lock, int64_t deadline);

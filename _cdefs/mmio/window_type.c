@@ -102,6 +102,26 @@ static int write_slice(struct memory_lock *lock, bool *begun, int64_t deadline)
     return result;
 }
 
+/* Waiting for this lock could deadlock with a thread that has it and wants ours. */
+static bool raise_order(struct window_object *self)
+{
+    if (lock_read_depth(&self->window->lock) != 0)
+        PyErr_Format(core_errors.order,
+                     "this thread is inside of a read section of %U: leave access() before taking its lock for writing",
+                     self->name);
+    else if (lock_reader.sections != 0)
+        PyErr_Format(core_errors.order,
+                     "this thread is inside of a read section of another device: leave it before taking the memory lock "
+                     "of %U for writing",
+                     self->name);
+    else
+        PyErr_Format(core_errors.order,
+                     "this thread has the memory lock of another device for writing: take that of %U together with it, by "
+                     "a LockSet",
+                     self->name);
+    return false;
+}
+
 bool core_write_lock(struct window_object *self, int64_t deadline)
 {
     struct memory_lock *lock = &self->window->lock;
@@ -113,12 +133,8 @@ bool core_write_lock(struct window_object *self, int64_t deadline)
 
         if (result >= 0)
             break;
-        if (result == -EDEADLK) {
-            PyErr_Format(core_errors.order,
-                         "this thread is inside of a read section of %U: leave access() before taking the lock for writing",
-                         self->name);
-            return false;
-        }
+        if (result == -EDEADLK)
+            return raise_order(self);
         if (!interrupted && lock_now() < deadline)
             continue;
         if (!interrupted)
@@ -160,9 +176,7 @@ static PyObject *window_try_lock_write(PyObject *object, PyObject *ignored)
     result = lock_write_try(lock);
     Py_END_ALLOW_THREADS
     if (result == -EDEADLK) {
-        PyErr_Format(core_errors.order,
-                     "this thread is inside of a read section of %U: leave access() before taking the lock for writing",
-                     self->name);
+        raise_order(self);
         return NULL;
     }
     return PyBool_FromLong(result == 0);
@@ -669,7 +683,8 @@ static PyMethodDef window_methods[] = {
      "Counted: a thread that holds it may take it again, and may use accessors too.\n\n"
      "Args:\n    timeout: seconds.\n\n"
      "Raises:\n    MemoryLockBusyError: somebody did not leave; ``holders`` has (native thread id, seconds at least).\n"
-     "    LockOrderError: this thread is inside of a read section.\n    ClosedError, ForkedError: the window is dead."},
+     "    LockOrderError: this thread is inside of a read section, or has another device's lock for writing.\n"
+     "    ClosedError, ForkedError: the window is dead."},
     {"try_lock_write", window_try_lock_write, METH_NOARGS,
      "try_lock_write($self, /)\n--\n\n"
      "Take the memory lock for writing if nobody is in, or leaves within microseconds; return whether it was.\n\n"

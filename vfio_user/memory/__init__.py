@@ -1,0 +1,35 @@
+"""Device memory: windows of addresses, and the lock that says who may touch them.
+
+A device has one `Window` and with it one memory lock. Readers are register accesses; the writer is whoever takes the
+memory away: reset, COMMAND.MEM=0, low power, close.
+
+Lock order, in which a thread may take locks while it has others::
+
+    dev_set lock  ->  memory locks (of several devices: all at once, by a LockSet)  ->  address-space lock
+
+Take the write lock first and zap after; revive first and release after. Never wait (for an interrupt, a queue, another
+lock) inside of a read section: a reset would have to wait too. The C core refuses what could deadlock with a
+`LockOrderError`: a reader that wants to write, and a writer that wants to wait for a second device.
+"""
+
+from __future__ import annotations
+
+from vfio_user._mmio import Mmio, Program, Window, install_handler, read_sections, zap_many
+from vfio_user.memory.lock import LockSet, MemoryLock
+from vfio_user.memory.window import Layout, WindowFlag, WindowState, ZapReason, layout
+
+__all__ = [
+    "Layout",
+    "LockSet",
+    "MemoryLock",
+    "Mmio",
+    "Program",
+    "Window",
+    "WindowFlag",
+    "WindowState",
+    "ZapReason",
+    "install_handler",
+    "layout",
+    "read_sections",
+    "zap_many",
+]
