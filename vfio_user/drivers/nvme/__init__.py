@@ -1,1 +1,69 @@
-"""NVMe controllers in user space (NVMe Base 2.0 over PCIe, NVM command set 1.0)."""
+"""NVMe controllers in user space (NVMe Base 2.0 over PCIe, NVM command set 1.0).
+
+From the top down: `NvmeController` (controller.py, its life in lifecycle.py) has `Namespace`s (namespace.py), which
+split `Transfer`s (transfer.py) into `Command`s (command.py) on `QueuePair`s (queue.py: rings in ring.py, who is in
+flight in table.py, who waits in waiting.py and tasks.py). What the bytes mean is in the modules that need no device:
+regs.py, opcodes.py, commands.py, prp.py, status.py, identify_*.py, logs.py.
+"""
+
+from __future__ import annotations
+
+from vfio_user.drivers.nvme.command import Command
+from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
+from vfio_user.drivers.nvme.controller import NvmeController
+from vfio_user.drivers.nvme.errors import (
+    NvmeAbortedError,
+    NvmeDeadlineError,
+    NvmeError,
+    NvmeFatalError,
+    NvmeNotRunningError,
+    NvmeQueueFullError,
+    NvmeStatusError,
+    NvmeUnknownCompletionError,
+    NvmeUnsupportedError,
+)
+from vfio_user.drivers.nvme.identify_controller import IdentifyController, PowerState
+from vfio_user.drivers.nvme.identify_namespace import IdentifyNamespace, LbaFormat, NamespaceDescriptors
+from vfio_user.drivers.nvme.lifecycle import ControllerState
+from vfio_user.drivers.nvme.logs import CriticalWarning, ErrorEntry, FirmwareSlots, SmartLog
+from vfio_user.drivers.nvme.namespace import Namespace
+from vfio_user.drivers.nvme.opcodes import AdminOpcode, FeatureId, IoOpcode
+from vfio_user.drivers.nvme.queue import QueuePair
+from vfio_user.drivers.nvme.regs import Capabilities, ControllerStatus, Version
+from vfio_user.drivers.nvme.status import Status, StatusCodeType
+
+__all__ = [
+    "AdminOpcode",
+    "Capabilities",
+    "Command",
+    "Completion",
+    "ControllerState",
+    "ControllerStatus",
+    "CriticalWarning",
+    "ErrorEntry",
+    "FeatureId",
+    "FirmwareSlots",
+    "IdentifyController",
+    "IdentifyNamespace",
+    "IoOpcode",
+    "LbaFormat",
+    "Namespace",
+    "NamespaceDescriptors",
+    "NvmeAbortedError",
+    "NvmeController",
+    "NvmeDeadlineError",
+    "NvmeError",
+    "NvmeFatalError",
+    "NvmeNotRunningError",
+    "NvmeQueueFullError",
+    "NvmeStatusError",
+    "NvmeUnknownCompletionError",
+    "NvmeUnsupportedError",
+    "PowerState",
+    "QueuePair",
+    "SmartLog",
+    "Status",
+    "StatusCodeType",
+    "SubmissionEntry",
+    "Version",
+]

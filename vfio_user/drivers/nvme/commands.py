@@ -147,7 +147,7 @@ class Completion(NamedTuple):
         return _CQE.pack(*self)
 
 
-def identify(cns: int, *, nsid: int = 0, prp1: int) -> SubmissionEntry:
+def identify(cns: int, *, nsid: int = 0, prp1: int = 0) -> SubmissionEntry:
     """Build Identify (5.17); the answer has 4096 bytes."""
     return SubmissionEntry(AdminOpcode.IDENTIFY, nsid=nsid, prp1=prp1, cdw10=cns)
 
@@ -163,7 +163,7 @@ def get_features(feature: int, *, nsid: int = 0) -> SubmissionEntry:
 
 
 def get_log_page(
-    page: int, size: int, *, prp1: int, prp2: int = 0, nsid: int = 0xFFFF_FFFF, offset: int = 0
+    page: int, size: int, *, prp1: int = 0, prp2: int = 0, nsid: int = 0xFFFF_FFFF, offset: int = 0
 ) -> SubmissionEntry:
     """Build Get Log Page (5.16).
 
@@ -176,9 +176,7 @@ def get_log_page(
         offset: where in the page to start, bytes, a multiple of 4.
     """
     if size <= 0 or size % 4 or offset % 4:
-        raise ArgumentError(
-            f"log page size {size} and offset {offset}: need multiples of 4 bytes, size above 0"
-        )
+        raise ArgumentError(f"log page size {size} and offset {offset}: need multiples of 4 bytes, size above 0")
     dwords = size // 4 - 1
     return SubmissionEntry(
         AdminOpcode.GET_LOG_PAGE,
@@ -225,18 +223,16 @@ def abort(sqid: int, command_id: int) -> SubmissionEntry:
     return SubmissionEntry(AdminOpcode.ABORT, cdw10=sqid | command_id << 16)
 
 
-def read(nsid: int, lba: int, num_blocks: int, *, prp1: int, prp2: int = 0) -> SubmissionEntry:
+def read(nsid: int, lba: int, num_blocks: int, *, prp1: int = 0, prp2: int = 0) -> SubmissionEntry:
     """Build Read (NVM 3.2.4) of 1 to 65536 blocks."""
     return _transfer(IoOpcode.READ, nsid, lba, num_blocks, prp1, prp2, 0)
 
 
 def write(
-    nsid: int, lba: int, num_blocks: int, *, prp1: int, prp2: int = 0, force_unit_access: bool = False
+    nsid: int, lba: int, num_blocks: int, *, prp1: int = 0, prp2: int = 0, force_unit_access: bool = False
 ) -> SubmissionEntry:
     """Build Write (NVM 3.2.6) of 1 to 65536 blocks; ``force_unit_access`` goes past the write cache."""
-    return _transfer(
-        IoOpcode.WRITE, nsid, lba, num_blocks, prp1, prp2, _FORCE_UNIT_ACCESS if force_unit_access else 0
-    )
+    return _transfer(IoOpcode.WRITE, nsid, lba, num_blocks, prp1, prp2, _FORCE_UNIT_ACCESS if force_unit_access else 0)
 
 
 def write_zeroes(nsid: int, lba: int, num_blocks: int, *, deallocate: bool = False) -> SubmissionEntry:
@@ -250,13 +246,11 @@ def flush(nsid: int) -> SubmissionEntry:
     return SubmissionEntry(IoOpcode.FLUSH, nsid=nsid)
 
 
-def deallocate(nsid: int, num_ranges: int, *, prp1: int) -> SubmissionEntry:
+def deallocate(nsid: int, num_ranges: int, *, prp1: int = 0) -> SubmissionEntry:
     """Build Dataset Management with the attribute Deallocate (NVM 3.2.3) for 1 to 256 `dataset_ranges`."""
     if not 1 <= num_ranges <= _MAX_RANGES:
         raise BoundsError(f"{num_ranges} ranges: Dataset Management takes 1 to {_MAX_RANGES} at a time")
-    return SubmissionEntry(
-        IoOpcode.DATASET_MANAGEMENT, nsid=nsid, prp1=prp1, cdw10=num_ranges - 1, cdw11=_DEALLOCATE
-    )
+    return SubmissionEntry(IoOpcode.DATASET_MANAGEMENT, nsid=nsid, prp1=prp1, cdw10=num_ranges - 1, cdw11=_DEALLOCATE)
 
 
 def dataset_ranges(ranges: Iterable[tuple[int, int]]) -> bytes:
@@ -267,9 +261,7 @@ def dataset_ranges(ranges: Iterable[tuple[int, int]]) -> bytes:
         raise BoundsError(f"a range does not fit 64 bits of LBA and 32 of length: {exc}") from exc
 
 
-def _transfer(
-    opcode: int, nsid: int, lba: int, num_blocks: int, prp1: int, prp2: int, flags: int
-) -> SubmissionEntry:
+def _transfer(opcode: int, nsid: int, lba: int, num_blocks: int, prp1: int, prp2: int, flags: int) -> SubmissionEntry:
     if not 1 <= num_blocks <= _MAX_BLOCKS:
         raise BoundsError(f"{num_blocks} blocks in one command: it takes 1 to {_MAX_BLOCKS}")
     return SubmissionEntry(

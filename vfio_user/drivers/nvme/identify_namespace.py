@@ -110,9 +110,7 @@ class IdentifyNamespace:
             raise MalformedReplyError(f"namespace uses LBA format {index}, it has {len(self.formats)}")
         chosen = self.formats[index]
         if not 9 <= chosen.data_shift <= 31:
-            raise MalformedReplyError(
-                f"LBA format {index} has blocks of 2^{chosen.data_shift} bytes, not 2^9 to 2^31"
-            )
+            raise MalformedReplyError(f"LBA format {index} has blocks of 2^{chosen.data_shift} bytes, not 2^9 to 2^31")
         return chosen
 
     @property
@@ -159,9 +157,7 @@ class NamespaceDescriptors:
             kind, length = raw[offset], raw[offset + 1]
             value = raw[offset + 4 : offset + 4 + length]
             if len(value) != length or lengths.get(kind, length) != length:
-                raise MalformedReplyError(
-                    f"namespace descriptor of type {kind} at byte {offset}: length {length}"
-                )
+                raise MalformedReplyError(f"namespace descriptor of type {kind} at byte {offset}: length {length}")
             found.setdefault(kind, value)
             offset += 4 + length
         return cls(

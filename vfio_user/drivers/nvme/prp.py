@@ -52,16 +52,12 @@ def prp_pages(segments: Sequence[tuple[int, int]], page_size: int) -> list[int]:
     last = len(segments) - 1
     for index, (iova, size) in enumerate(segments):
         if size <= 0 or iova < 0 or iova + size > 1 << 64:
-            raise BoundsError(
-                f"segment {index}: {size} bytes at IOVA {iova:#x} is empty or outside of 64 bits"
-            )
+            raise BoundsError(f"segment {index}: {size} bytes at IOVA {iova:#x} is empty or outside of 64 bits")
         if iova & (mask if index else 3):
             need = f"a multiple of the page size {page_size}" if index else "a multiple of 4 bytes"
             raise AlignmentError(f"segment {index} starts at IOVA {iova:#x}, which must be {need}")
         if index != last and (iova + size) & mask:
-            raise AlignmentError(
-                f"segment {index} ends inside of a page, at IOVA {iova + size:#x}; only the last may"
-            )
+            raise AlignmentError(f"segment {index} ends inside of a page, at IOVA {iova + size:#x}; only the last may")
         pages.append(iova)
         pages.extend(range((iova & ~mask) + page_size, iova + size, page_size))
     return pages
@@ -88,9 +84,7 @@ def prp_fields(pages: Sequence[int], list_iova: int, list_size: int, page_size: 
         raise AlignmentError(f"PRP list at IOVA {list_iova:#x}, which must be a multiple of {PRP_SIZE}")
     entries = _chain(pages[1:], list_iova, page_size)
     if len(entries) * PRP_SIZE > list_size:
-        raise BoundsError(
-            f"{len(pages)} pages need {len(entries) * PRP_SIZE} bytes of PRP list, there are {list_size}"
-        )
+        raise BoundsError(f"{len(pages)} pages need {len(entries) * PRP_SIZE} bytes of PRP list, there are {list_size}")
     return PrpFields(pages[0], list_iova, struct.pack(f"<{len(entries)}Q", *entries))
 
 

@@ -1,0 +1,140 @@
+"""How threads wait for commands of one queue.
+
+Of the threads that wait, one (the leader) looks at the completion ring or sleeps on the interrupt; the
+others sleep on a condition and are told what it found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from vfio_user.errors import ArgumentError, ClosedError, DeadlineError, VfioError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vfio_user.device.vector import IrqVector
+
+__all__ = ["LOOK_EVERY", "Waiter", "deadline_of", "unless"]
+
+LOOK_EVERY = 0.25
+"""Without an interrupt for so many seconds, the ring and the controller's health are looked at anyway."""
+
+# A polled queue spins for so long, then lets other processes have the CPU between two looks.
+_SPIN_FOR = 0.002
+_NAP = 50e-6
+
+
+def deadline_of(timeout: float) -> float:
+    """Turn seconds from now into a time of the monotonic clock.
+
+    Raises:
+        ArgumentError: the timeout is negative.
+    """
+    if timeout < 0:
+        raise ArgumentError(f"timeout {timeout} is negative; give seconds from 0 on")
+    return time.monotonic() + timeout
+
+
+def unless(done: Callable[[], bool], action: Callable[[], int | None]) -> int | None:
+    """Do something whose failure does not matter to one who has what he waited for."""
+    try:
+        return action()
+    except VfioError:
+        if done():
+            return None
+        raise
+
+
+class Waiter:
+    """Waits for what a queue's completions bring.
+
+    Lifetime:
+        As long as its queue.
+    Locking:
+        `notify` is called with the queue's lock held, everything else without.
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        vector: IrqVector | None,
+        *,
+        poll: Callable[[], int],
+        diagnose: Callable[[], None],
+    ) -> None:
+        """Wait on ``vector``, or by polling without one.
+
+        Args:
+            lock: the queue's.
+            vector: the queue's interrupt.
+            poll: takes completions in.
+            diagnose: raises when the controller is fatal or gone; asked when nothing happens.
+        """
+        self._vector = vector
+        self._changed = threading.Condition(lock)
+        self._poll = poll
+        self._diagnose = diagnose
+        self._leader: int | None = None
+
+    def notify(self) -> None:
+        """Wake who waits; the queue calls it under its lock when commands are done."""
+        self._changed.notify_all()
+        if self._vector is not None and self._leader not in (None, threading.get_ident()):
+            # The leader sleeps on an interrupt that somebody else has served: wake it by hand.
+            with contextlib.suppress(ClosedError):
+                os.eventfd_write(self._vector.fileno(), 1)
+
+    def wait(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Block until ``done()``, which must be cheap and take no locks; `False` when the deadline comes first.
+
+        Raises:
+            VfioError: polling failed, or the controller is fatal or gone, while it is not done.
+        """
+        while not done():
+            if time.monotonic() >= deadline:
+                unless(done, self._diagnose)
+                return done()
+            if self._lead(done, deadline):
+                try:
+                    self._look(done, deadline)
+                finally:
+                    self._resign()
+        return True
+
+    def _lead(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Become the leader, or sleep until something changed."""
+        with self._changed:
+            if self._leader is None:
+                self._leader = threading.get_ident()
+                return True
+            if not done():
+                self._changed.wait(max(0.0, deadline - time.monotonic()))
+            return False
+
+    def _resign(self) -> None:
+        with self._changed:
+            self._leader = None
+            self._changed.notify_all()
+
+    def _look(self, done: Callable[[], bool], deadline: float) -> None:
+        progressed = looked = time.monotonic()
+        while True:
+            progress = unless(done, self._poll)
+            now = time.monotonic()
+            if done() or now >= deadline:
+                return
+            if progress:
+                progressed = looked = now
+            elif now - looked >= LOOK_EVERY:
+                looked = now
+                unless(done, self._diagnose)
+            if self._vector is None:
+                time.sleep(0 if now - progressed < _SPIN_FOR else _NAP)
+            else:
+                with contextlib.suppress(DeadlineError):
+                    self._vector.wait(min(LOOK_EVERY, deadline - now))
