@@ -90,9 +90,11 @@ def allocate(size: int, backing: Backing = Backing.ANONYMOUS) -> Memory:
         if backing is Backing.ANONYMOUS:
             return _anonymous(size)
         return _memory_file(size, backing)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        # An overflow is Python's: the size does not fit the argument of the system call.
+        code = error.errno if isinstance(error, OSError) else None
         raise VfioOSError(
-            error.errno or errno.ENOMEM, f"allocate {size} bytes ({backing.value})", _hint(size, backing)
+            code or errno.ENOMEM, f"allocate {size} bytes ({backing.value})", _hint(size, backing)
         ) from error
 
 
