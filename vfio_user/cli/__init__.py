@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add(subparsers)
     arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="vfio-user: %(message)s")
     try:
         return int(arguments.run(arguments))
     except VfioError as error:

@@ -44,7 +44,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--kernel",
         default=default.kernel,
-        help=f"{', '.join(kernels.STOCK)}, or a bzImage's path (default: {default.kernel}, this release's)",
+        help=f"{', '.join(kernels.NAMES)}, or a bzImage's path (default: {default.kernel}, this release's)",
     )
     parser.add_argument(
         "--device",

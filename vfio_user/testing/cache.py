@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["digest", "entry", "root"]
+__all__ = ["digest", "entries", "entry", "remembered", "root"]
 
 _MARKER = ".complete"
+
+_log = logging.getLogger(__name__)
 
 
 def root() -> Path:
@@ -56,6 +60,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         for left_over in place.parent.glob(f".{place.name}.tmp.*"):
             shutil.rmtree(left_over, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
+        _log.info("preparing %s %s", kind, key)
         scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.tmp.", dir=place.parent))
         try:
             scratch.chmod(0o755)  # a guest's QEMU may run as another user than the one who filled the cache
@@ -66,6 +71,28 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
     return place
+
+
+def entries(kind: str, pattern: str) -> list[Path]:
+    """Return the complete entries of a kind whose keys match a glob `pattern`, the last built first."""
+    places = [place for place in (root() / kind).glob(pattern) if _is_complete(place)]
+    return sorted(places, key=lambda place: (place / _MARKER).stat().st_mtime, reverse=True)
+
+
+def remembered(name: str, age: float, ask: Callable[[], str]) -> str:
+    """Return the answer to a slow question, asked again when the last answer is older than `age` seconds."""
+    place = root() / "answers" / name
+    try:
+        if time.time() - place.stat().st_mtime < age:
+            return place.read_text()
+    except FileNotFoundError:
+        pass
+    answer = ask()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as part:
+        part.write(answer)
+    Path(part.name).rename(place)
+    return answer
 
 
 def _listing(place: Path) -> str:

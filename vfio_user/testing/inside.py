@@ -91,8 +91,7 @@ def qmp(command: str, timeout: float = 30.0, **arguments: object) -> object:
 
 
 def hmp(line: str, timeout: float = 30.0) -> str:
-    """Run a command of the human monitor: ``"pcie_aer_inject_error virtio-net0 COMP_TIME"``; return its
-    text."""
+    """Run a command of the human monitor (``pcie_aer_inject_error virtio-net0 COMP_TIME``); return what it prints."""
     return str(_ask("human-monitor-command", {"command-line": line}, timeout))
 
 

@@ -6,13 +6,15 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfio_user.testing import cache, debian
+from vfio_user.testing import cache, debian, feature
 from vfio_user.testing.errors import GuestSetupError, GuestSpecError
 
-__all__ = ["STOCK", "Kernel", "busybox", "resolve"]
+__all__ = ["NAMES", "STOCK", "Kernel", "busybox", "resolve"]
 
 #: Kernels by name, and the distribution's release that has them; None is the release of this machine.
 STOCK: dict[str, str | None] = {"stock": None, "6.1": "bookworm", "6.12": "trixie"}
+#: All names that `resolve` knows.
+NAMES = (*STOCK, "feature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +35,52 @@ def resolve(name: str) -> Kernel:
     """Return the kernel that a user calls `name`.
 
     Args:
-        name: a key of `STOCK`, or the path of a bzImage (then everything that the guest needs must be built
+        name: one of `NAMES`, or the path of a bzImage (then everything that the guest needs must be built
             in) or of a directory with ``vmlinuz`` and ``lib/modules/RELEASE``.
 
     Raises:
         GuestSpecError: no such kernel.
-        GuestSetupError: its package can't be had.
+        GuestSetupError: its package can't be had, or the feature kernel can't be built.
     """
     if name in STOCK:
         return _stock(STOCK[name])
+    if name == "feature":
+        image, key = feature.build()
+        return Kernel(image, f"feature-{key}", None, key)
     path = Path(name).expanduser().resolve()
     if path.is_dir():
         return _in_tree(path, str(path))
     if path.is_file():
         stamp = path.stat()
         return Kernel(path, "built-in", None, f"{path}:{stamp.st_mtime_ns}:{stamp.st_size}")
-    raise GuestSpecError(f"there is no kernel {name!r}; take {', '.join(STOCK)}, or the path of a bzImage")
+    raise GuestSpecError(f"there is no kernel {name!r}; take {', '.join(NAMES)}, or the path of a bzImage")
 
 
 def busybox() -> Path:
     """Return the static busybox of this machine's release."""
-    program = Path("usr/bin/busybox")
-    place = debian.unpacked(debian.find("busybox-static", debian.release()))
-    return place / program if (place / program).exists() else place / "bin/busybox"
+    place = debian.unpacked(_newest("busybox-static", debian.release()))
+    program = place / "usr/bin/busybox"
+    return program if program.exists() else place / "bin/busybox"
+
+
+def _newest(name: str, suite: str) -> debian.Package:
+    """Return today's version of a package; apt takes seconds to say, so its answer is kept for as long as its lists."""
+
+    def ask() -> str:
+        package = debian.find(name, suite)
+        if name == "linux-image-amd64":  # a metapackage that names the current kernel
+            names = [each for each in package.depends if each.startswith("linux-image-")]
+            if not names:
+                raise GuestSetupError(f"{name} of {suite} names no kernel; it depends on {package.depends}")
+            package = debian.find(names[0], suite)
+        return f"{package.name} {package.version}"
+
+    found, version = cache.remembered(f"{name}-{suite}", debian.LISTS_AGE, ask).split()
+    return debian.Package(found, version, suite)
 
 
 def _stock(suite: str | None) -> Kernel:
-    suite = suite or debian.release()
-    # The metapackage names the current kernel.
-    meta = debian.find("linux-image-amd64", suite)
-    names = [name for name in meta.depends if name.startswith("linux-image-")]
-    if not names:
-        raise GuestSetupError(f"linux-image-amd64 of {suite} names no kernel; it depends on {meta.depends}")
-    package = debian.find(names[0], suite)
-
+    package = _newest("linux-image-amd64", suite or debian.release())
     place = cache.entry(
         "kernel", f"{package.name}_{package.version}", lambda place: _unpack_kernel(package, busybox(), place)
     )
