@@ -84,7 +84,8 @@ class VfioDevice:
             self.info: DeviceInfo = ops.device_info(self)
             """What the kernel says of it."""
             infos = [ops.region_info(self, index) for index in range(self.info.num_regions)]
-            self.window, mapped = map_regions(fd.fileno(), {i.index: (i, ops.mappable_areas(self, i)) for i in infos})
+            areas = {each.index: (each, ops.mappable_areas(self, each)) for each in infos}
+            self.window, mapped = map_regions(fd.fileno(), name, areas)
             self.regions: tuple[Region | None, ...] = tuple(
                 Region(self, each, mapped.get(each.index)) if each.size else None for each in infos
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from vfio_user._uapi import ffi, lib
 from vfio_user.device import info
-from vfio_user.errors import UnsupportedError, VfioOSError
+from vfio_user.errors import UnsupportedError, VfioIoctlError, VfioOSError
 from vfio_user.kernel.ioctl import ioctl, requests
-from vfio_user.kernel.uapi import DeviceFlags
+from vfio_user.kernel.uapi import DeviceFlags, IrqFlags, RegionFlags
 
 if TYPE_CHECKING:
     from vfio_user.device.base import VfioDevice
@@ -67,11 +68,23 @@ def _device_info(vdev: VfioDevice) -> info.DeviceInfo:
 
 
 def _region_info(vdev: VfioDevice, index: int) -> info.RegionInfo:
-    return info.region_info(vdev.fileno(), index, vdev.name)
+    try:
+        return info.region_info(vdev.fileno(), index, vdev.name)
+    except VfioIoctlError as error:
+        # Some regions are refused on devices that lack them, the VGA ranges among them; others have a size of 0.
+        if error.errno != errno.EINVAL:
+            raise
+        return info.RegionInfo(index, RegionFlags(0), 0, 0)
 
 
 def _irq_info(vdev: VfioDevice, index: int) -> info.IrqInfo:
-    return info.irq_info(vdev.fileno(), index, vdev.name)
+    try:
+        return info.irq_info(vdev.fileno(), index, vdev.name)
+    except VfioIoctlError as error:
+        # ERR is refused on devices that are not PCI Express, by kernels before 7.
+        if error.errno != errno.EINVAL:
+            raise
+        return info.IrqInfo(index, IrqFlags(0), 0)
 
 
 def _mappable_areas(vdev: VfioDevice, region: info.RegionInfo) -> tuple[info.SparseArea, ...]:
@@ -104,8 +117,8 @@ def _check_transfer(vdev: VfioDevice, verb: str, done: int, size: int, file_offs
         return
     what = f"{verb} {size} bytes of {vdev.name} at file offset {file_offset:#x}"
     if done < 0:
-        raise VfioOSError(-done, what, "EIO: memory decoding is off, or the device is gone" if -done == 5 else "")
-    raise VfioOSError(5, f"{what}: {done} bytes only")
+        raise VfioOSError(-done, what, "Memory decoding is off, or the device is gone" if -done == errno.EIO else "")
+    raise VfioOSError(errno.EIO, f"{what}: {done} bytes only")
 
 
 def _reset(vdev: VfioDevice) -> None:

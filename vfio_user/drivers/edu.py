@@ -56,8 +56,8 @@ class Edu(Driver):
 
     match = (PciId(0x1234, 0x11E8),)
 
-    BUFFER_SIZE = 4096
-    """Bytes of its own memory."""
+    BUFFER_SIZE = 4095
+    """Bytes of its own memory that transfers may use. There is one more, but QEMU up to 8.1 aborts when one reaches it."""
     IOVA_LIMIT = 1 << 28
     """It has 28 address bits, unless QEMU was told otherwise (``dma_mask``)."""
 
@@ -140,7 +140,7 @@ class Edu(Driver):
         """Fill DMA memory from the device's buffer at ``offset``; waits for the interrupt."""
         self._dma(memory, offset, _DMA_BUFFER + offset, memory.iova, _DmaCommand.TO_MEMORY, timeout)
 
-    def alloc(self, size: int = BUFFER_SIZE) -> DmaBuffer:
+    def alloc(self, size: int = 4096) -> DmaBuffer:
         """Allocate memory that it can reach with its 28 address bits."""
         return self.pci.dma_alloc(size, iova_limit=self.IOVA_LIMIT)
 

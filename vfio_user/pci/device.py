@@ -191,12 +191,24 @@ class PciDevice:
     def reset(self) -> None:
         """Reset this function alone: ``VFIO_DEVICE_RESET``.
 
+        Its driver is told before and after. Interrupts that were enabled are armed again, on the same eventfds.
+
         Raises:
             UnsupportedError: the kernel has no way to reset it alone.
             VfioIoctlError: EAGAIN when the device is busy in the kernel; EINVAL, ENOTTY when the reset failed.
         """
         with self.vdev.user():
-            self.vdev.ops.reset(self.vdev)
+            if self.driver is not None:
+                self.driver.reset_prepare()
+            for irq in self.vdev.irqs:
+                irq.quiesce()
+            try:
+                self.vdev.ops.reset(self.vdev)
+            finally:
+                for irq in self.vdev.irqs:
+                    irq.rearm()
+            if self.driver is not None:
+                self.driver.reset_done()
 
     def close(self) -> None:
         """Give the device back; closing twice does nothing.

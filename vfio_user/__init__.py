@@ -1,0 +1,59 @@
+"""Write drivers for real devices in Python, over the kernel's ``/dev/vfio``.
+
+Start with `open`, which gives a `PciDevice`: its ``bars`` for registers, ``irqs`` for interrupts, ``dma_alloc`` for
+memory that the device reaches. Errors are in `vfio_user.errors`, drivers in `vfio_user.drivers`.
+
+This is not the vfio-user protocol, which carries emulated devices over a socket.
+"""
+
+from __future__ import annotations
+
+from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
+from vfio_user.device import (
+    DeviceOps,
+    Embedded,
+    IrqIndex,
+    IrqPoller,
+    IrqVector,
+    Region,
+    VfioDevice,
+    container_of,
+    open_devices,
+)
+from vfio_user.errors import VfioError
+from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
+from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
+from vfio_user.pci import PCI_OPS, PciDevice
+from vfio_user.session import Devices, open, open_all
+
+__all__ = [
+    "PCI_OPS",
+    "AddressSpace",
+    "DeviceOps",
+    "Devices",
+    "DmaBuffer",
+    "DmaMapping",
+    "DmaPool",
+    "DmaSlice",
+    "Embedded",
+    "IommuMode",
+    "Iova",
+    "IovaRange",
+    "IrqIndex",
+    "IrqPoller",
+    "IrqVector",
+    "PciAddress",
+    "PciDevice",
+    "PciFunction",
+    "PciId",
+    "Region",
+    "Vaddr",
+    "VfioDevice",
+    "VfioError",
+    "container_of",
+    "open",
+    "open_all",
+    "open_devices",
+    "pci_function",
+    "pci_functions",
+]
