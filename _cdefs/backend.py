@@ -69,7 +69,7 @@ def emit_uapi(target: Path = EMITTED, declarations: Path = DECLARATIONS) -> None
     ffi = FFI()
     ffi.cdef("\n".join((declarations / name).read_text() for name in (*HEADERS, SYSTEM_CONSTANTS)))
     preamble = [f"#include <{name}>" for name in SYSTEM_HEADERS] + [f'#include "{name}"' for name in HEADERS]
-    ffi.set_source(UAPI_MODULE, "\n".join(preamble) + "\n", py_limited_api=not FREE_THREADED)
+    ffi.set_source(UAPI_MODULE, "\n".join(preamble) + "\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     ffi.emit_c_code(str(target))
 
@@ -109,8 +109,9 @@ class BdistWheel(bdist_wheel):
 def _choose_api(ext: Extension) -> None:
     ext.py_limited_api = not FREE_THREADED
     if FREE_THREADED:
-        # cffi's own header would otherwise define Py_LIMITED_API by itself.
-        ext.define_macros.append(("_CFFI_NO_LIMITED_API", "1"))
+        # cffi's header would otherwise define Py_LIMITED_API by itself. Empty, as where newer versions of cffi
+        # define it in the C that they emit: another value would be a redefinition, and that an error.
+        ext.define_macros.append(("_CFFI_NO_LIMITED_API", ""))
     else:
         ext.define_macros.append(("Py_LIMITED_API", LIMITED_API))
 
