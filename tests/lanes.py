@@ -82,9 +82,7 @@ def run_lane(lane: Lane) -> Outcome:
 
 def _pytest(lane: Lane, folder: Path) -> int:
     command = _command(lane, str(folder / "junit.xml"))
-    return subprocess.run(
-        command, cwd=TOP, timeout=lane.timeout, stdin=subprocess.DEVNULL, check=False
-    ).returncode
+    return subprocess.run(command, cwd=TOP, timeout=lane.timeout, stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def _pytest_in_guest(lane: Lane, guest: Guest, folder: Path) -> int:
@@ -132,9 +130,7 @@ def summary(outcomes: list[Outcome]) -> str:
 
 def main(patterns: list[str]) -> int:
     """Run the lanes that match; return 0 when all passed."""
-    chosen = [
-        lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns or ["*"])
-    ]
+    chosen = [lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns or ["*"])]
     unmatched = [each for each in patterns if not any(fnmatch.fnmatch(lane.name, each) for lane in LANES)]
     if unmatched:
         print(f"no lane matches {' '.join(unmatched)}; there are {' '.join(lane.name for lane in LANES)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vfio_user.testing import kernels, qemu, topology
 from vfio_user.testing.errors import GuestSpecError
-from vfio_user.testing.guest import Guest, run
+from vfio_user.testing.guest import ACCELS, Guest, run
 
 __all__ = ["add"]
 
@@ -62,25 +62,17 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="NAME",
         help=f"slots by name, before --device: {named}",
     )
-    parser.add_argument(
-        "--iommu", choices=sorted(qemu.IOMMUS), default=default.iommu, help="default: %(default)s"
-    )
+    parser.add_argument("--iommu", choices=sorted(qemu.IOMMUS), default=default.iommu, help="default: %(default)s")
     parser.add_argument("--memory", default=default.memory, metavar="SIZE", help="default: %(default)s")
     parser.add_argument("--cpus", type=int, default=default.cpus, metavar="N", help="default: %(default)s")
-    parser.add_argument("--accel", choices=["tcg", "kvm"], default=default.accel, help="default: %(default)s")
+    parser.add_argument("--accel", choices=ACCELS, default=default.accel, help="default: %(default)s")
     parser.add_argument(
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="for all of it (default: %(default)g)"
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder that the guest may write to")
-    parser.add_argument(
-        "--append", default=default.append, metavar="ARGUMENTS", help="kernel arguments to add"
-    )
-    parser.add_argument(
-        "--env", action="append", default=[], metavar="NAME=VALUE", help="variable for the command"
-    )
-    parser.add_argument(
-        "--no-bind", action="store_true", help="leave the devices to the kernel's own drivers"
-    )
+    parser.add_argument("--append", default=default.append, metavar="ARGUMENTS", help="kernel arguments to add")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="variable for the command")
+    parser.add_argument("--no-bind", action="store_true", help="leave the devices to the kernel's own drivers")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="program and arguments, after --")
     parser.set_defaults(run=_run)
 
@@ -89,9 +81,7 @@ def _slots(arguments: argparse.Namespace) -> tuple[str, ...]:
     slots: list[str] = []
     for name in arguments.topology:
         if name not in topology.TOPOLOGIES:
-            raise GuestSpecError(
-                f"there is no topology {name!r}; take one of {', '.join(topology.TOPOLOGIES)}"
-            )
+            raise GuestSpecError(f"there is no topology {name!r}; take one of {', '.join(topology.TOPOLOGIES)}")
         slots += topology.TOPOLOGIES[name]
     return (*slots, *arguments.devices)
 

@@ -14,9 +14,10 @@ from vfio_user.testing.errors import (
     GuestSpecError,
     GuestTimeoutError,
 )
-from vfio_user.testing.guest import Guest, Result, run
+from vfio_user.testing.guest import Guest, run
 from vfio_user.testing.inside import GuestDevice, NotInGuestError, device, devices, hmp, in_guest, output, qmp
 from vfio_user.testing.monitor import Monitor, MonitorError
+from vfio_user.testing.watch import Result
 
 __all__ = [
     "Guest",

@@ -8,31 +8,31 @@ nothing: it is 0 after a panic too.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
-import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vfio_user.testing import initramfs, kernels, qemu
-from vfio_user.testing.errors import GuestCrashedError, GuestSetupError, GuestSpecError, GuestTimeoutError
-from vfio_user.testing.monitor import Monitor, Requests
-from vfio_user.testing.topology import Plan, parse_size, plan
+from vfio_user.testing import accel, initramfs, kernels, qemu
+from vfio_user.testing.errors import GuestError, GuestSpecError
+from vfio_user.testing.topology import Plan, parse_size, parse_slot, plan
+from vfio_user.testing.watch import Result, Watched
 
-__all__ = ["Guest", "Result", "run"]
+__all__ = ["ACCELS", "OUTPUT_IN_GUEST", "PASSED", "Guest", "run"]
 
 #: Where the output folder is in the guest; `main.sh` knows it too.
 OUTPUT_IN_GUEST = "/run/vfio-user/output"
+#: Choices of `Guest.accel`.
+ACCELS = ("auto", "tcg", "kvm")
 #: Variables of the caller that the command in the guest gets.
 PASSED = ("CI", "COLUMNS", "FORCE_COLOR", "HOME", "LANG", "LINES", "NO_COLOR", "PATH", "TERM", "VIRTUAL_ENV")
 
-_BOOT = 150.0  # seconds; the slowest boot seen took 23
-_POLL = 0.05  # seconds between looks at the guest
-_POWER_OFF = 10.0  # seconds from the result to the end of QEMU
+_LEAST_MEMORY = 256 << 20  # below that a distribution's kernel does not come up
+_PROBE = 25.0  # seconds for a guest with KVM to come and go; where KVM works it takes 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,32 +53,29 @@ class Guest:
     """Size of the guest's memory."""
     cpus: int = 2
     """Number of processors."""
-    accel: str = "tcg"
-    """``tcg`` (emulation) or ``kvm``."""
+    accel: str = "auto"
+    """``tcg`` (emulation), ``kvm``, or ``auto``: KVM where a guest was seen to run with it, else TCG."""
     append: str = ""
     """Kernel arguments to add."""
     bind: bool = True
     """Bind all devices to vfio-pci before the command."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no guest can be.
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a guest left."""
-
-    returncode: int
-    """Exit code of the command; 128 + n when signal n ended it."""
-    stdout: str
-    """What the command wrote to its standard output; what is not UTF-8 is replaced."""
-    stderr: str
-    """The same for standard error."""
-    console: str
-    """The guest's serial console."""
-    kernel_log: str
-    """What ``dmesg`` said after the command."""
-    seconds: float
-    """From the start of QEMU to its end."""
-    boot_seconds: float
-    """From the start of QEMU to the start of the command."""
+        Raises:
+            GuestSpecError: a field is out of its range; the message names it.
+        """
+        if self.iommu not in qemu.IOMMUS:
+            raise GuestSpecError(f"there is no IOMMU {self.iommu!r}; take one of {', '.join(qemu.IOMMUS)}")
+        if self.accel not in ACCELS:
+            raise GuestSpecError(f"there is no accel {self.accel!r}; take one of {', '.join(ACCELS)}")
+        if parse_size(self.memory) < _LEAST_MEMORY:
+            raise GuestSpecError(f"memory must be at least {_LEAST_MEMORY >> 20}M, not {self.memory}")
+        if self.cpus < 1:
+            raise GuestSpecError(f"cpus must be at least 1, not {self.cpus}")
+        for slot in self.devices:
+            parse_slot(slot)
 
 
 def run(
@@ -134,12 +131,20 @@ def run(
             iommu=guest.iommu,
             memory=parse_size(guest.memory),
             cpus=guest.cpus,
-            accel=guest.accel,
+            accel=accel.choose(guest.accel, program, lambda: _survives_kvm(guest)),
             append=guest.append,
             output=shared,
             scratch=scratch,
         )
-        return _Run(line, control, scratch, timeout, (stdout, stderr)).result()
+        return Watched(line, control, scratch, timeout, (stdout, stderr)).result()
+
+
+def _survives_kvm(guest: Guest) -> bool:
+    try:
+        run(dataclasses.replace(guest, accel="kvm", devices=()), ["true"], timeout=_PROBE)
+    except GuestError:
+        return False
+    return True
 
 
 def _prepare(
@@ -174,117 +179,3 @@ def _prepare(
     lines.append(f"exec {shlex.join(command)}")
     (control / "command.sh").write_text("\n".join(lines) + "\n")
     return control
-
-
-class _Tail:
-    """One output file of the guest: what is new in it goes on to a stream."""
-
-    def __init__(self, path: Path, stream: BinaryIO | None) -> None:
-        self._file = path.open("rb")
-        self._stream = stream
-        self._seen: list[bytes] = []
-
-    def forward(self) -> None:
-        data = self._file.read()
-        if not data:
-            return
-        self._seen.append(data)
-        if self._stream is not None:
-            self._stream.write(data)
-            self._stream.flush()
-
-    def text(self) -> str:
-        self.forward()
-        self._file.close()
-        return b"".join(self._seen).decode(errors="replace")
-
-
-class _Run:
-    """One boot of a guest, watched until it has a result or its deadline."""
-
-    def __init__(
-        self,
-        line: list[str],
-        control: Path,
-        scratch: Path,
-        timeout: float,
-        streams: tuple[BinaryIO | None, BinaryIO | None],
-    ) -> None:
-        self._line = line
-        self._control = control
-        self._scratch = scratch
-        self._timeout = timeout
-        self._tails = [
-            _Tail(control / name, stream) for name, stream in zip(("stdout", "stderr"), streams, strict=True)
-        ]
-        self._boot_seconds: float | None = None
-
-    def result(self) -> Result:
-        """Run QEMU to its end."""
-        errors = self._scratch / "qemu.log"
-        self._begin = time.monotonic()
-        with errors.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        try:
-            with Monitor(self._scratch / "qmp") as monitor:
-                self._watch(Requests(self._control / "requests", monitor))
-        finally:
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait()
-            self._keep_console()
-        return self._finished(errors.read_text(errors="replace").strip())
-
-    def _watch(self, requests: Requests) -> None:
-        while self._process.poll() is None:
-            for tail in self._tails:
-                tail.forward()
-            requests.answer()
-            elapsed = time.monotonic() - self._begin
-            if self._boot_seconds is None and (self._control / "started").exists():
-                self._boot_seconds = elapsed
-            if (self._control / "rc").exists():
-                self._await_power_off()
-                return
-            if elapsed > self._timeout:
-                raise self._hang(f"the guest did not end within {self._timeout:g} s and was stopped")
-            if self._boot_seconds is None and elapsed > _BOOT:
-                raise self._hang(f"the guest did not boot within {_BOOT:g} s and was stopped")
-            time.sleep(_POLL)
-
-    def _await_power_off(self) -> None:
-        try:
-            self._process.wait(_POWER_OFF)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # the result is there: how the machine goes down does not matter
-
-    def _hang(self, reason: str) -> GuestTimeoutError:
-        for tail in self._tails:
-            tail.forward()
-        return GuestTimeoutError(reason, self._console())
-
-    def _console(self) -> str:
-        path = self._scratch / "console"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def _keep_console(self) -> None:
-        (self._control / "console").write_text(self._console())
-
-    def _finished(self, errors: str) -> Result:
-        seconds = time.monotonic() - self._begin
-        stdout, stderr = (tail.text() for tail in self._tails)
-        console = self._console()
-        try:
-            returncode = int((self._control / "rc").read_text())
-        except (OSError, ValueError):
-            if self._process.returncode > 0 and not console.strip():
-                raise GuestSetupError(f"QEMU did not start ({self._process.returncode}): {errors}") from None
-            if self._process.returncode:
-                raise GuestCrashedError(
-                    f"QEMU ended with {self._process.returncode}: {errors}", console
-                ) from None
-            raise GuestCrashedError("the guest went down without a result", console) from None
-        kernel_log = (self._control / "dmesg").read_text(errors="replace")
-        return Result(returncode, stdout, stderr, console, kernel_log, seconds, self._boot_seconds or seconds)

@@ -103,6 +103,4 @@ def _variable(name: str) -> str:
     try:
         return os.environ[name]
     except KeyError:
-        raise NotInGuestError(
-            f"${name} is not set: run this in a guest, with vfio-user guest -- COMMAND"
-        ) from None
+        raise NotInGuestError(f"${name} is not set: run this in a guest, with vfio-user guest -- COMMAND") from None

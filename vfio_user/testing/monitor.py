@@ -51,9 +51,7 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0
-    ) -> object:
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0) -> object:
         """Run one QMP command and return what QEMU returns.
 
         Args:
@@ -69,9 +67,7 @@ class Monitor:
         try:
             from qemu.qmp import ExecuteError, QMPError
         except ImportError as error:
-            raise GuestSetupError(
-                "the monitor needs the package qemu.qmp: pip install 'vfio_user[guest]'"
-            ) from error
+            raise GuestSetupError("the monitor needs the package qemu.qmp: pip install 'vfio_user[guest]'") from error
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         try:

@@ -28,7 +28,8 @@ import pytest
 
 from vfio_user.testing import inside
 from vfio_user.testing.errors import GuestError, GuestSpecError
-from vfio_user.testing.guest import Guest, Result, run
+from vfio_user.testing.guest import Guest, run
+from vfio_user.testing.watch import Result
 
 __all__ = ["GuestRunner", "pytest_configure", "pytest_report_header", "vfio_device", "vfio_guest"]
 

@@ -173,9 +173,7 @@ def parse_size(text: str) -> int:
     """Return a size in bytes: ``64M``, ``1G``, ``4096``."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise GuestSpecError(
-            f"{text!r} is not a size; write a number with K, M, G or T behind it, such as 64M"
-        )
+        raise GuestSpecError(f"{text!r} is not a size; write a number with K, M, G or T behind it, such as 64M")
     return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
 
 

@@ -1,0 +1,155 @@
+"""Watch QEMU while it runs a guest: pass its output on, answer its requests, and judge how it ended."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from vfio_user.testing.errors import GuestCrashedError, GuestSetupError, GuestTimeoutError
+from vfio_user.testing.monitor import Monitor, Requests
+
+__all__ = ["Result", "Watched"]
+
+_BOOT = 150.0  # seconds; the slowest boot seen took 23
+_POLL = 0.05  # seconds between looks at the guest
+_POWER_OFF = 10.0  # seconds from the result to the end of QEMU
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a guest left."""
+
+    returncode: int
+    """Exit code of the command; 128 + n when signal n ended it."""
+    stdout: str
+    """What the command wrote to its standard output; what is not UTF-8 is replaced."""
+    stderr: str
+    """The same for standard error."""
+    console: str
+    """The guest's serial console."""
+    kernel_log: str
+    """What ``dmesg`` said after the command."""
+    seconds: float
+    """From the start of QEMU to its end."""
+    boot_seconds: float
+    """From the start of QEMU to the start of the command."""
+
+
+class _Tail:
+    """One output file of the guest: what is new in it goes on to a stream."""
+
+    def __init__(self, path: Path, stream: BinaryIO | None) -> None:
+        self._file = path.open("rb")
+        self._stream = stream
+        self._seen: list[bytes] = []
+
+    def forward(self) -> None:
+        data = self._file.read()
+        if not data:
+            return
+        self._seen.append(data)
+        if self._stream is not None:
+            self._stream.write(data)
+            self._stream.flush()
+
+    def close(self) -> None:
+        self.forward()
+        self._file.close()
+
+    def text(self) -> str:
+        return b"".join(self._seen).decode(errors="replace")
+
+
+class Watched:
+    """One boot of a guest, watched until it has a result or its deadline.
+
+    Lifetime:
+        one run; QEMU is gone when `result` returns or raises.
+
+    Locking:
+        none; one thread.
+    """
+
+    def __init__(
+        self,
+        line: list[str],
+        control: Path,
+        scratch: Path,
+        timeout: float,
+        streams: tuple[BinaryIO | None, BinaryIO | None],
+    ) -> None:
+        self._line = line
+        self._control = control
+        self._scratch = scratch
+        self._timeout = timeout
+        self._tails = [
+            _Tail(control / name, stream) for name, stream in zip(("stdout", "stderr"), streams, strict=True)
+        ]
+        self._boot_seconds: float | None = None
+
+    def result(self) -> Result:
+        """Run QEMU to its end."""
+        errors = self._scratch / "qemu.log"
+        self._begin = time.monotonic()
+        with errors.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            with Monitor(self._scratch / "qmp") as monitor:
+                self._watch(Requests(self._control / "requests", monitor))
+        finally:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+            for tail in self._tails:
+                tail.close()
+            (self._control / "console").write_text(self._console())
+        return self._finished(errors.read_text(errors="replace").strip())
+
+    def _watch(self, requests: Requests) -> None:
+        while self._process.poll() is None:
+            for tail in self._tails:
+                tail.forward()
+            requests.answer()
+            elapsed = time.monotonic() - self._begin
+            if self._boot_seconds is None and (self._control / "started").exists():
+                self._boot_seconds = elapsed
+            if (self._control / "rc").exists():
+                self._await_power_off()
+                return
+            if elapsed > self._timeout:
+                raise GuestTimeoutError(
+                    f"the guest did not end within {self._timeout:g} s and was stopped", self._console()
+                )
+            if self._boot_seconds is None and elapsed > _BOOT:
+                raise GuestTimeoutError(f"the guest did not boot within {_BOOT:g} s and was stopped", self._console())
+            time.sleep(_POLL)
+
+    def _await_power_off(self) -> None:
+        try:
+            self._process.wait(_POWER_OFF)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the result is there: how the machine goes down does not matter
+
+    def _console(self) -> str:
+        path = self._scratch / "console"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _finished(self, errors: str) -> Result:
+        seconds = time.monotonic() - self._begin
+        stdout, stderr = (tail.text() for tail in self._tails)
+        console = self._console()
+        try:
+            returncode = int((self._control / "rc").read_text())
+        except (OSError, ValueError):
+            if self._process.returncode > 0 and not console.strip():
+                raise GuestSetupError(f"QEMU did not start ({self._process.returncode}): {errors}") from None
+            if self._process.returncode:
+                raise GuestCrashedError(f"QEMU ended with {self._process.returncode}: {errors}", console) from None
+            raise GuestCrashedError("the guest went down without a result", console) from None
+        kernel_log = (self._control / "dmesg").read_text(errors="replace")
+        return Result(returncode, stdout, stderr, console, kernel_log, seconds, self._boot_seconds or seconds)
