@@ -250,9 +250,7 @@ def feature_set(
     return Reply(value, ffi.from_buffer("uint8_t[]", raw), bytes(raw))
 
 
-def _typed(
-    fd: int, feature: int, operation: int, ctype: str, fields: dict[str, object], device: str
-) -> Reply:
+def _typed(fd: int, feature: int, operation: int, ctype: str, fields: dict[str, object], device: str) -> Reply:
     initial = ffi.new(f"{ctype} *", fields)
     value, raw = _feature(fd, feature, operation, bytes(ffi.buffer(initial)), device)
     return Reply(value, ffi.from_buffer(f"{ctype} *", raw), bytes(raw))

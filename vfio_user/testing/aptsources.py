@@ -43,9 +43,7 @@ def release(os_release: Path = Path("/etc/os-release")) -> str:
         raise GuestSetupError(f"can't tell which distribution this is: {error}") from error
     name = rows.get("VERSION_CODENAME", "").strip("'\"")
     if not name:
-        raise GuestSetupError(
-            f"{os_release} names no release (VERSION_CODENAME); packages come from Debian only"
-        )
+        raise GuestSetupError(f"{os_release} names no release (VERSION_CODENAME); packages come from Debian only")
     return name
 
 
