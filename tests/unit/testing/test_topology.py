@@ -46,9 +46,15 @@ def test_a_slot_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "is not a device"), ("edu+", "is not a device"), ("nvme,size", "is not a property"), ("a b", "is not a device"),
-     ("nvme,=1", "is not a property"), ("+".join(["edu"] * 9), "9 functions")],
-)  # fmt: skip
+    [
+        ("", "is not a device"),
+        ("edu+", "is not a device"),
+        ("a b", "is not a device"),
+        ("nvme,size", "is not a property"),
+        ("nvme,=1", "is not a property"),
+        ("+".join(["edu"] * 9), "9 functions"),
+    ],
+)
 def test_bad_slots(text: str, reason: str) -> None:
     with pytest.raises(GuestSpecError, match=reason):
         parse_slot(text)
