@@ -1,5 +1,5 @@
 # The only task runner. Every target does its own set-up; `make` alone says what there is.
-.PHONY: help setup test lint type unit uapi guest clean
+.PHONY: help setup demo test lint type unit uapi guest clean
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
@@ -8,6 +8,9 @@ help: ## this list
 
 setup: ## system packages (apt) and .venv; quick when nothing changed
 	@.ci/setup
+
+demo: setup ## see it work on emulated devices, in a guest
+	@.venv/bin/vfio-user demo
 
 test: setup ## everything, with a summary by lane
 	@$(PYTHON) tests/lanes.py

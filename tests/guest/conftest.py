@@ -28,9 +28,7 @@ def kernel_modes() -> list[str]:
     except OSError:
         return []
     try:
-        return [
-            name for name, number in _EXTENSIONS.items() if fcntl.ioctl(container, _CHECK_EXTENSION, number)
-        ]
+        return [name for name, number in _EXTENSIONS.items() if fcntl.ioctl(container, _CHECK_EXTENSION, number)]
     finally:
         os.close(container)
 

@@ -7,13 +7,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from vfio_user.cli import guest, list
+from vfio_user.cli import demo, guest, list
 from vfio_user.errors import VfioError
 
 __all__ = ["main"]
 
 #: Modules with ``add(subparsers)``, which sets ``run`` to a function from arguments to exit code.
-COMMANDS = (list, guest)
+COMMANDS = (list, guest, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

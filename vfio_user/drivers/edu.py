@@ -57,7 +57,7 @@ class Edu(Driver):
     match = (PciId(0x1234, 0x11E8),)
 
     BUFFER_SIZE = 4095
-    """Bytes of its own memory that transfers may use. There is one more, but QEMU up to 8.1 aborts when one reaches it."""
+    """Bytes of its own memory that transfers may use. The next one is there too, but older QEMU aborts at it."""
     IOVA_LIMIT = 1 << 28
     """It has 28 address bits, unless QEMU was told otherwise (``dma_mask``)."""
 

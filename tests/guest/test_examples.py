@@ -1,0 +1,49 @@
+"""Every example runs as it says, and prints what a reader expects."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vfio_user import testing
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RUNS = {
+    "list_devices.py": ((), "1234:11e8"),
+    "edu_factorial.py": (("edu",), "3628800"),
+    "asyncio_interrupts.py": (("edu",), "3 in all"),
+    "nvme_identify.py": (("nvme",), "VU-nvme0"),
+    "nvme_read_write.py": (("nvme",), "verified"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example(name: str) -> None:
+    kinds, expected = RUNS[name]
+    addresses = [testing.device(kind).address for kind in kinds]
+    done = subprocess.run([sys.executable, EXAMPLES / name, *addresses], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_readme_driver_runs(tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    driver = tmp_path / "driver.py"
+    driver.write_text(readme.split("```python\n")[1].split("```")[0])
+    done = subprocess.run(
+        [sys.executable, driver, testing.device("edu").address], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "10! = 3628800" in done.stdout
+
+
+def test_list_shows_what_is_bound() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vfio_user.cli", "list", "--vfio", "--json"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for device in testing.devices():
+        assert f'"{device.address}"' in done.stdout
