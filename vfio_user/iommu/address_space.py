@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +13,7 @@ from vfio_user.errors import (
     AlignmentError,
     ArgumentError,
     ClosedError,
+    ForkedError,
     IovaError,
     UnsupportedError,
     VfioError,
@@ -18,6 +21,7 @@ from vfio_user.errors import (
 from vfio_user.iommu import explain
 from vfio_user.iommu.backend import IommuBackend, open_backend
 from vfio_user.iommu.buffer import DmaBuffer
+from vfio_user.iommu.gate import Gate
 from vfio_user.iommu.iova import IovaAllocator
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode, available_modes
@@ -65,6 +69,7 @@ class AddressSpace:
             raise ArgumentError(explain.noiommu_not_allowed("the device"))
         self._backend: IommuBackend = open_backend(chosen)
         self._lock = threading.Lock()
+        self._gate = Gate()
         self._attach_lock = threading.Lock()
         self._allocator: IovaAllocator | None = None
         self._mappings: dict[Iova, DmaMapping] = {}
@@ -160,8 +165,8 @@ class AddressSpace:
             raise ArgumentError(
                 f"{type(buffer).__name__} has no buffer to map; pass mmap, numpy array, ... or use alloc()"
             ) from None
-        if not view.contiguous:
-            raise ArgumentError("the buffer is not contiguous")
+        if not view.c_contiguous:
+            raise ArgumentError("the buffer is not contiguous, or not in C's order of dimensions")
         if write and view.readonly:
             raise ArgumentError("the buffer is read-only; pass write=False, or a writable one")
         if view.nbytes == 0:
@@ -190,28 +195,25 @@ class AddressSpace:
         """Map memory by its address; ``keepalive`` is held as long as it is mapped. See `map`."""
         if not (read or write):
             raise ArgumentError("a mapping that devices may neither read nor write is of no use")
-        self._require_open()
-        allocator = self._live_allocator()
-        page = allocator.page_size
-        if vaddr % page or size % page or size <= 0:
-            raise AlignmentError(
-                f"address {vaddr:#x} and size {size:#x} must be multiples of the IOMMU's page size {page:#x}; "
-                "alloc() gives such memory"
-            )
-        place = self._take_iova(allocator, iova, size, iova_limit)
-        try:
-            self._backend.map(place, vaddr, size, read=read, write=write)
-        except BaseException:
+        with self._gate.together():
+            allocator = self._live_allocator()
+            page = allocator.page_size
+            if vaddr % page or size % page or size <= 0:
+                raise AlignmentError(
+                    f"address {vaddr:#x} and size {size:#x} must be multiples of the IOMMU's page size {page:#x}; "
+                    "alloc() gives such memory"
+                )
+            place = self._take_iova(allocator, iova, size, iova_limit)
+            try:
+                self._backend.map(place, vaddr, size, read=read, write=write)
+            except BaseException:
+                with self._lock:
+                    allocator.free(place, size)
+                raise
+            mapping = DmaMapping(self, place, Vaddr(vaddr), size, keepalive)
             with self._lock:
-                allocator.free(place, size)
-            raise
-        mapping = DmaMapping(self, place, Vaddr(vaddr), size, keepalive)
-        with self._lock:
-            if not self._closed:
                 self._mappings[place] = mapping
-                return mapping
-        self._backend.unmap(place, size)
-        raise ClosedError("the address space was closed while memory was being mapped")
+            return mapping
 
     def alloc(
         self,
@@ -238,8 +240,14 @@ class AddressSpace:
         except ValueError:
             names = ", ".join(each.value for each in Backing)
             raise ArgumentError(f"{backing!r} is not a backing; there are: {names}") from None
+        self._live_allocator()
         memory = allocate(size, kind)
-        mapping = self.map_address(memory.address, memory.size, iova=iova, iova_limit=iova_limit, keepalive=memory)
+        try:
+            mapping = self.map_address(memory.address, memory.size, iova=iova, iova_limit=iova_limit, keepalive=memory)
+        except BaseException:
+            if memory.fd >= 0:
+                os.close(memory.fd)
+            raise
         return DmaBuffer(memory, mapping)
 
     def pool(
@@ -262,53 +270,61 @@ class AddressSpace:
             VfioError: the kernel unmapped less than there was.
         """
         self._require_open()
-        with self._lock:
-            ending = list(self._mappings.values())
-            self._mappings.clear()
-        unmapped = self._backend.unmap_all()
-        expected = sum(mapping.size for mapping in ending)
-        if unmapped < expected:
-            with self._lock:
-                self._mappings.update((mapping.iova, mapping) for mapping in ending)
-            raise VfioError(f"the kernel unmapped {unmapped:#x} bytes of {expected:#x}; the memory is kept")
-        self._end(ending)
-        return unmapped
+        return self._sweep()
 
     def close(self) -> None:
-        """Unmap everything and let go; closing twice does nothing."""
+        """Unmap everything and let go; closing twice does nothing.
+
+        Raises:
+            VfioError: see `unmap_all`; it is closed nevertheless, and with the last device the mappings end.
+        """
         with self._attach_lock:
             if self._closed:
                 return
+            self._closed = True
             try:
-                self.unmap_all()
+                self._sweep()
+            except ForkedError:
+                pass  # the mappings are the parent's
             finally:
-                self._closed = True
                 self._drop_user()
 
     # -- inside
 
     def _unmap(self, mapping: DmaMapping) -> None:
-        with self._lock:
-            # Out of the table first: of two threads that unmap the same mapping, one makes the call.
-            if self._mappings.get(mapping.iova) is not mapping:
-                return
-            del self._mappings[mapping.iova]
-        try:
-            unmapped = self._backend.unmap(mapping.iova, mapping.size)
-            if unmapped != mapping.size:
-                raise VfioError(
-                    f"the kernel unmapped {unmapped:#x} bytes of {mapping!r}; its memory is kept, "
-                    "because a device may still write to it"
-                )
-        except BaseException:
+        with self._gate.together():
             with self._lock:
-                self._mappings[mapping.iova] = mapping
-            raise
-        self._end([mapping])
+                # Out of the table first: of two threads that unmap the same mapping, one makes the call.
+                if self._mappings.get(mapping.iova) is not mapping:
+                    return
+                del self._mappings[mapping.iova]
+            try:
+                unmapped = self._backend.unmap(mapping.iova, mapping.size)
+                if unmapped != mapping.size:
+                    raise VfioError(
+                        f"the kernel unmapped {unmapped:#x} bytes of {mapping!r}; its memory is kept, "
+                        "because a device may still write to it"
+                    )
+            except BaseException:
+                with self._lock:
+                    self._mappings[mapping.iova] = mapping
+                raise
+            self._end([mapping])
 
-    def _end(self, mappings: list[DmaMapping]) -> None:
+    def _sweep(self) -> int:
+        with self._gate.alone():
+            ending = self.mappings
+            unmapped = self._backend.unmap_all()
+            expected = sum(mapping.size for mapping in ending)
+            if unmapped < expected:
+                raise VfioError(f"the kernel unmapped {unmapped:#x} bytes of {expected:#x}; the memory is kept")
+            self._end(ending)
+            return unmapped
+
+    def _end(self, mappings: Iterable[DmaMapping]) -> None:
         with self._lock:
             for mapping in mappings:
+                self._mappings.pop(mapping.iova, None)
                 if self._allocator is not None:
                     self._allocator.free(mapping.iova, mapping.size)
         for mapping in mappings:
@@ -351,6 +367,7 @@ class AddressSpace:
         self._users -= 1
         if self._users == 0:
             self._backend.close()
+            self._end(self.mappings)  # the kernel has ended those that it refused to unmap, if there were any
 
     def __enter__(self) -> Self:
         return self

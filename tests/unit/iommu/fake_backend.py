@@ -1,0 +1,78 @@
+"""An IOMMU back end in memory, whose every call can be made to fail."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from vfio_user.addresses import IovaRange
+from vfio_user.iommu.container import IommuInfo
+from vfio_user.iommu.modes import IommuMode
+from vfio_user.kernel.fd import OwnedFd
+from vfio_user.kernel.sysfs import PciFunction
+
+PAGE = 0x1000
+RANGES = (IovaRange(0, 0xFEDF_FFFF), IovaRange(0xFEF0_0000, (1 << 39) - 1))
+
+
+class FakeBackend:
+    """Keep the page tables as a dictionary.
+
+    Whatever is put into `before` under the name of a method is called first, with its arguments.
+    """
+
+    def __init__(self) -> None:
+        self.mode = IommuMode.TYPE1V2
+        self.ranges: tuple[IovaRange, ...] = RANGES
+        self.page_sizes = 0x4020_1000
+        self.mapped: dict[int, tuple[int, int, bool, bool]] = {}
+        self.before: dict[str, Callable[..., object]] = {}
+        self.short = 0
+        """Bytes that an unmap leaves out."""
+        self.calls: list[str] = []
+        self.closed = False
+        self.lock = threading.Lock()
+
+    def _called(self, name: str, *args: object) -> None:
+        assert not self.closed, f"{name} after the end"
+        self.calls.append(name)
+        if name in self.before:
+            self.before[name](*args)
+
+    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
+        self._called("attach", function)
+        return OwnedFd(os.memfd_create("device"), str(function.address))
+
+    def info(self) -> IommuInfo:
+        self._called("info")
+        return IommuInfo(self.page_sizes, self.ranges, 65535 - len(self.mapped))
+
+    def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        self._called("map", iova, vaddr, size)
+        with self.lock:
+            for first, (_, length, _, _) in self.mapped.items():
+                assert iova + size <= first or first + length <= iova, "the kernel would say EEXIST"
+            self.mapped[iova] = (vaddr, size, read, write)
+
+    def unmap(self, iova: int, size: int) -> int:
+        self._called("unmap", iova, size)
+        if self.short:
+            return size - self.short
+        with self.lock:
+            assert self.mapped[iova][1] == size
+            del self.mapped[iova]
+        return size
+
+    def unmap_all(self) -> int:
+        self._called("unmap_all")
+        with self.lock:
+            total = sum(size for _, size, _, _ in self.mapped.values()) - self.short
+            if not self.short:
+                self.mapped.clear()
+        return total
+
+    def close(self) -> None:
+        self._called("close")
+        self.mapped.clear()
+        self.closed = True
