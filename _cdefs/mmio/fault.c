@@ -18,6 +18,7 @@
 #define RETRY_NS 20000
 #define ONES_LIMIT 4096 /* of a process's 65530 mappings, by default; each is a granule of ones */
 #define PREVIOUS 32     /* handlers that were there before, remembered for each signal */
+#define PATIENCE 1000   /* faults at one address, on end, after which a handler that returns is no help */
 
 enum verdict { NOT_OURS, RETRY, SERVED };
 
@@ -28,7 +29,14 @@ struct last_fault {
     uint64_t generation;
 };
 
+/* Faults that were not ours: how often on end at one address, and how many handlers gave it up. */
+struct last_chained {
+    uintptr_t address;
+    uint32_t times, given_up;
+};
+
 static LOCK_TLS struct last_fault last_fault;
+static LOCK_TLS struct last_chained last_chained;
 static LOCK_TLS int chaining;
 
 static const int signals[2] = {SIGSEGV, SIGBUS};
@@ -198,11 +206,34 @@ static void call_previous(const struct sigaction *before, int number, siginfo_t 
     chaining--;
 }
 
+/*
+ * Who was there before us. A handler that returns and leaves the fault as it was would be called for ever
+ * (faulthandler's does so once it is disabled, and can have been left behind us): after some patience, the one before
+ * that gets its turn, and in the end the default.
+ */
+static const struct sigaction *handler_before(int which, const siginfo_t *info)
+{
+    static const struct sigaction plain;
+    uint32_t index = atomic_load(&previous_index[which]);
+    struct last_chained *last = &last_chained;
+
+    if (info->si_code <= 0)
+        return &previous[which][index % PREVIOUS];
+    if (last->address != (uintptr_t)info->si_addr)
+        *last = (struct last_chained){.address = (uintptr_t)info->si_addr};
+    if (++last->times > PATIENCE) {
+        last->times = 0;
+        last->given_up++;
+    }
+    if (last->given_up >= index || last->given_up >= PREVIOUS)
+        return &plain;
+    return &previous[which][(index - last->given_up) % PREVIOUS];
+}
+
 static void chain(int which, siginfo_t *info, void *context)
 {
+    const struct sigaction *before = handler_before(which, info);
     int number = signals[which];
-    uint32_t index = atomic_load(&previous_index[which]);
-    const struct sigaction *before = &previous[which][index % PREVIOUS];
 
     atomic_fetch_add(&num_chained, 1);
     /* faulthandler restores what was before it (us), and raises again: not a second time round */
@@ -226,10 +257,12 @@ static void on_fault(int number, siginfo_t *info, void *context)
     atomic_fetch_add(&num_faults, 1);
     if (is_access(info, number))
         verdict = dispatch((uintptr_t)info->si_addr, number);
-    if (verdict == NOT_OURS)
+    if (verdict == NOT_OURS) {
         chain(number == SIGSEGV ? 0 : 1, info, context);
-    else
+    } else {
+        last_chained.address = 0;
         atomic_fetch_add(verdict == SERVED ? &num_served : &num_retried, 1);
+    }
     errno = saved;
 }
 
