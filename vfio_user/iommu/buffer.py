@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from vfio_user._mmio import BufferProxy
 from vfio_user.addresses import Iova
-from vfio_user.errors import BoundsError, ClosedError
+from vfio_user.errors import ArgumentError, BoundsError, ClosedError
 from vfio_user.kernel.mman import Backing, Memory
 
 if TYPE_CHECKING:
@@ -62,7 +62,15 @@ class DmaSlice(BufferProxy):
         return view[_index(key, view.nbytes)]
 
     def __setitem__(self, key: int | slice, value: Any) -> None:
-        self.view[key] = value
+        if isinstance(key, slice):
+            target, data = self[key].view, _bytes_of(value)
+            if data.nbytes != target.nbytes:
+                raise BoundsError(f"{data.nbytes} bytes do not fill a slice of {target.nbytes}")
+            target[:] = data
+        else:
+            if not 0 <= value <= 0xFF:
+                raise BoundsError(f"{value} is not a byte")
+            self.view[_index(key, self.view.nbytes)] = value
 
     def array(self, dtype: Any = "u1", shape: int | tuple[int, ...] = -1) -> numpy.ndarray[Any, Any]:
         """Give a numpy array over the memory, without a copy.
@@ -70,6 +78,9 @@ class DmaSlice(BufferProxy):
         Args:
             dtype: element type, ``"<u4"`` or a structured one; by default bytes.
             shape: by default one dimension over as many elements as fit.
+
+        Raises:
+            BoundsError: the shape does not fit, or has a negative dimension.
         """
         import numpy
 
@@ -79,8 +90,8 @@ class DmaSlice(BufferProxy):
         if shape == -1:
             return flat
         count = int(numpy.prod(shape))
-        if count > flat.size:
-            raise BoundsError(f"{count} elements of {kind.itemsize} bytes do not fit {self.view.nbytes} bytes")
+        if not 0 <= count <= flat.size:
+            raise BoundsError(f"shape {shape} of {kind.itemsize} bytes each does not fit {self.view.nbytes} bytes")
         return flat[:count].reshape(shape)
 
     def __repr__(self) -> str:
@@ -153,3 +164,10 @@ def _index(key: int, size: int) -> int:
     if not -size <= key < size:
         raise BoundsError(f"index {key} is outside of {size} bytes")
     return key
+
+
+def _bytes_of(value: Any) -> memoryview:
+    try:
+        return memoryview(value).cast("B")
+    except TypeError as error:
+        raise ArgumentError(f"{type(value).__name__} can't be written to DMA memory: {error}") from None

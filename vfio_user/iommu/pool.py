@@ -123,7 +123,7 @@ class DmaPool:
         with self._lock:
             while len(self._free) < count:
                 self._grow()
-            taken = self._free[-count:]
+            taken = self._free[: -count - 1 : -1]
             del self._free[-count:]
             self._taken.update(taken)
         return taken
@@ -142,10 +142,12 @@ class DmaPool:
         with self._lock:
             if self._closed:
                 return
-            if not self._taken.issuperset(returned) or len(set(returned)) != len(returned):
-                wrong = next((each for each in returned if each not in self._taken), returned[0])
-                raise ArgumentError(f"{wrong!r} is not out, or was named twice; none was given back")
-            self._taken.difference_update(returned)
+            wanted = set(returned)
+            if strangers := wanted - self._taken:
+                raise ArgumentError(f"{strangers.pop()!r} is not out of this pool; none was given back")
+            if len(wanted) != len(returned):
+                raise ArgumentError("a buffer was named twice; none was given back")
+            self._taken -= wanted
             self._free.extend(returned)
 
     def close(self) -> None:
