@@ -1,0 +1,102 @@
+"""The summary of lanes says the truth: what did not run has not passed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import lanes
+from tests.lanes import Lane, Outcome
+from vfio_user.testing import Guest, GuestCrashedError
+
+JUNIT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lanes, "OUT", tmp_path)
+    return tmp_path
+
+
+def pytest_that(monkeypatch: pytest.MonkeyPatch, code: int, junit: str | None) -> None:
+    def play(lane: Lane, folder: Path) -> int:
+        if junit is not None:
+            (folder / "junit.xml").write_text(junit)
+        return code
+
+    monkeypatch.setattr(lanes, "_pytest", play)
+
+
+@pytest.mark.parametrize(
+    ("code", "junit", "counts", "problem"),
+    [
+        (0, JUNIT.format(5, 0, 0, 0), (5, 0, 0), ""),
+        (0, JUNIT.format(5, 0, 0, 2), (3, 0, 2), ""),
+        (1, JUNIT.format(5, 1, 1, 0), (3, 2, 0), ""),
+        (5, JUNIT.format(0, 0, 0, 0), (0, 1, 0), "it ran no test"),
+        (0, JUNIT.format(2, 0, 0, 2), (0, 1, 2), "it ran no test"),
+        (2, JUNIT.format(5, 0, 0, 0), (5, 1, 0), "pytest ended with 2"),
+        (1, JUNIT.format(5, 0, 0, 0), (5, 1, 0), "pytest ended with 1"),
+        (4, None, (0, 1, 0), "no results"),
+        (0, None, (0, 1, 0), "no results"),
+    ],
+)
+def test_outcomes(
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    junit: str | None,
+    counts: tuple[int, int, int],
+    problem: str,
+) -> None:
+    pytest_that(monkeypatch, code, junit)
+    outcome = lanes.run_lane(Lane("unit", ("tests/unit",)))
+    assert (outcome.passed, outcome.failed, outcome.skipped) == counts
+    assert outcome.problem.startswith(problem)
+    assert bool(outcome.problem) == bool(problem)
+
+
+@pytest.mark.parametrize("error", [GuestCrashedError("panic"), subprocess.TimeoutExpired("pytest", 1), OSError("x")])
+def test_a_lane_that_cannot_run_has_failed(out: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(lanes, "run", fail)
+    outcome = lanes.run_lane(Lane("guest", ("tests/guest",), Guest()))
+    assert (outcome.passed, outcome.failed) == (0, 1)
+    assert outcome.problem.startswith(type(error).__name__)
+
+
+def test_old_results_do_not_count(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / "unit").mkdir()
+    (out / "unit/junit.xml").write_text(JUNIT.format(5, 0, 0, 0))
+    pytest_that(monkeypatch, 0, None)
+    assert lanes.run_lane(Lane("unit", ())).failed == 1
+
+
+def test_the_last_line_is_the_plain_total() -> None:
+    table = lanes.summary([Outcome("a", 3, 0, 1, 2.0), Outcome("b", 4, 2, 0, 1.0, "bad\nworse")])
+    assert table.splitlines()[-1] == "total: 7 passed, 2 failed, 1 skipped"
+    assert "bad" in table
+    assert "worse" not in table
+
+
+@pytest.mark.parametrize(("junit", "code"), [(JUNIT.format(1, 0, 0, 0), 0), (JUNIT.format(1, 1, 0, 0), 1), (None, 1)])
+def test_exit_code(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], junit: str | None, code: int
+) -> None:
+    pytest_that(monkeypatch, 0 if code == 0 else 1, junit)
+    assert lanes.main(["unit", "uapi"]) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith("total: ")
+
+
+def test_an_unknown_lane_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lanes.main(["moon"]) == 2
+    assert "no lane matches moon" in capsys.readouterr().out
+
+
+def test_lane_names_are_unique() -> None:
+    names = [lane.name for lane in lanes.LANES]
+    assert len(names) == len(set(names))
