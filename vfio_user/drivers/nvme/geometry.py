@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_user.drivers.nvme.errors import NvmeUnsupportedError
-from vfio_user.errors import AlignmentError, ArgumentError, BoundsError
+from vfio_user.drivers.nvme.memory import view_of
+from vfio_user.errors import AlignmentError, BoundsError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from vfio_user.drivers.nvme.identify_namespace import LbaFormat
+    from vfio_user.drivers.nvme.memory import Data
 
 __all__ = ["Geometry", "spans"]
 
@@ -52,7 +52,7 @@ class Geometry:
                 f"which has blocks 0 to {self.num_blocks - 1}"
             )
 
-    def whole_blocks(self, data: Buffer, lba: int) -> memoryview:
+    def whole_blocks(self, data: Data, lba: int) -> memoryview:
         """Check memory that is to be transferred from or to block ``lba`` on; give its bytes.
 
         Raises:
@@ -60,14 +60,7 @@ class Geometry:
             AlignmentError: it is not a whole number of blocks.
             BoundsError: the blocks are outside of the namespace.
         """
-        try:
-            view = memoryview(data)
-        except TypeError:
-            raise ArgumentError(
-                f"{type(data).__name__} is no memory; pass bytes, a DmaBuffer or a numpy array"
-            ) from None
-        if not view.c_contiguous:
-            raise ArgumentError("the memory of a transfer must be contiguous; copy it, or transfer its parts")
+        view = view_of(data)
         if view.nbytes % self.block_size:
             raise AlignmentError(
                 f"{view.nbytes} bytes are not a whole number of blocks of {self.block_size} bytes: pad or cut them"

@@ -297,7 +297,9 @@ class ControllerLife(Driver):
                 self.pci.set_master(False)
 
     def _shut_down(self) -> None:
-        for queue in self._queues.io:
-            queue._stop("the driver was stopped")
-            self.admin_commands.delete_pair(queue.qid)
-        self.registers.shutdown(max(_SHUTDOWN_TIMEOUT, self._identity.shutdown_latency_us / 1e6))
+        timeout = max(_SHUTDOWN_TIMEOUT, self._identity.shutdown_latency_us / 1e6)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.registers.shutdown, timeout)  # also when a queue can't be deleted
+            for queue in self._queues.io:
+                queue._stop("the driver was stopped")
+                self.admin_commands.delete_pair(queue.qid)

@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Protocol, cast
 from vfio_user.drivers.nvme.commands import CQE_SIZE, SQE_SIZE
 from vfio_user.drivers.nvme.prp import list_stride, prp_pages
 from vfio_user.errors import ArgumentError, BoundsError, IovaError
+from vfio_user.iommu.buffer import DmaSlice
 from vfio_user.kernel.mman import address_of, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, TypeAlias
 
+    import numpy
     from typing_extensions import Buffer
 
     from vfio_user.iommu.address_space import AddressSpace
     from vfio_user.iommu.buffer import DmaBuffer
     from vfio_user.iommu.mapping import DmaMapping
 
-__all__ = ["Doorbells", "MemoryFinder", "QueueMemory", "SharedMemory"]
+    # numpy's arrays have a buffer, but say so to type checkers from Python 3.12 on only.
+    Data: TypeAlias = Buffer | numpy.ndarray[Any, Any]
+
+__all__ = ["Doorbells", "MemoryFinder", "QueueMemory", "SharedMemory", "view_of"]
 
 
 class Doorbells(Protocol):
@@ -88,7 +94,7 @@ class MemoryFinder:
         # Drivers use few buffers many times, so the last one found is the best guess.
         self._recent: DmaMapping | None = None
 
-    def find(self, buffer: Buffer, *, writable: bool) -> tuple[memoryview, int]:
+    def find(self, buffer: Data, *, writable: bool) -> tuple[memoryview, int]:
         """Return a view of the buffer, which keeps it alive, and the IOVA of its first byte.
 
         Args:
@@ -99,14 +105,7 @@ class MemoryFinder:
             ArgumentError: no buffer, not contiguous, or read-only where the device would write.
             IovaError: the memory is not mapped for the device, or not any more.
         """
-        try:
-            view = memoryview(buffer)
-        except TypeError:
-            raise ArgumentError(
-                f"{type(buffer).__name__} is no memory; pass a DmaBuffer, a slice or a numpy array of one"
-            ) from None
-        if not view.c_contiguous:
-            raise ArgumentError("the memory of a transfer must be contiguous; copy it, or transfer its parts")
+        view = view_of(buffer)
         if writable and view.readonly:
             raise ArgumentError("the device can't write to a read-only buffer")
         vaddr = address_of(view)
@@ -117,7 +116,7 @@ class MemoryFinder:
 
     def pages(
         self,
-        data: Buffer | Sequence[Buffer] | None,
+        data: Data | Sequence[Data] | None,
         page_size: int,
         max_transfer: int,
         *,
@@ -139,7 +138,7 @@ class MemoryFinder:
         """
         if data is None:
             return None, []
-        pieces: Sequence[Buffer] = data if isinstance(data, (list, tuple)) else [cast("Buffer", data)]
+        pieces: Sequence[Data] = data if isinstance(data, (list, tuple)) else [cast("Data", data)]
         found = [self.find(piece, writable=writable) for piece in pieces]
         total = sum(view.nbytes for view, _ in found)
         if total > max_transfer:
@@ -157,6 +156,23 @@ class MemoryFinder:
             f"the memory at {vaddr:#x}, {size} bytes, is not mapped for the device, or was closed; "
             "allocate it with pci.dma_alloc(), or map it with pci.address_space.map()"
         )
+
+
+def view_of(buffer: Data) -> memoryview:
+    """Give a view of contiguous memory.
+
+    Raises:
+        ArgumentError: it is no memory, or not contiguous.
+    """
+    try:
+        view = buffer.view if isinstance(buffer, DmaSlice) else memoryview(cast("Buffer", buffer))
+    except TypeError:
+        raise ArgumentError(
+            f"{type(buffer).__name__} is no memory; pass a DmaBuffer, a slice or numpy array of one, or bytes"
+        ) from None
+    if not view.c_contiguous:
+        raise ArgumentError("the memory of a transfer must be contiguous; copy it, or transfer its parts")
+    return view
 
 
 def _covers(mapping: DmaMapping, vaddr: int, size: int) -> bool:

@@ -13,13 +13,12 @@ from vfio_user.drivers.nvme.transfer import Transfer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from typing_extensions import Buffer
-
     from vfio_user.drivers.nvme.command import Command
     from vfio_user.drivers.nvme.commands import SubmissionEntry
     from vfio_user.drivers.nvme.controller import NvmeController
     from vfio_user.drivers.nvme.identify_namespace import IdentifyNamespace, NamespaceDescriptors
     from vfio_user.drivers.nvme.logs import SmartLog
+    from vfio_user.drivers.nvme.memory import Data
     from vfio_user.drivers.nvme.queue import QueuePair
 
 __all__ = ["Namespace"]
@@ -109,7 +108,7 @@ class Namespace:
     def write(
         self,
         lba: int,
-        data: Buffer,
+        data: Data,
         *,
         force_unit_access: bool = False,
         queue: QueuePair | None = None,
@@ -139,7 +138,7 @@ class Namespace:
     # -- straight to and from DMA memory
 
     def read_into(
-        self, buffer: Buffer, lba: int, *, queue: QueuePair | None = None, timeout: float | None = None
+        self, buffer: Data, lba: int, *, queue: QueuePair | None = None, timeout: float | None = None
     ) -> None:
         """Fill DMA memory of any size with blocks; more than one command takes is split.
 
@@ -162,7 +161,7 @@ class Namespace:
 
     def write_from(
         self,
-        buffer: Buffer,
+        buffer: Data,
         lba: int,
         *,
         force_unit_access: bool = False,
@@ -175,20 +174,20 @@ class Namespace:
         self._run(self._transfer(make, view, lba, queue, writes=False), timeout)
 
     async def read_into_async(
-        self, buffer: Buffer, lba: int, *, queue: QueuePair | None = None, timeout: float | None = None
+        self, buffer: Data, lba: int, *, queue: QueuePair | None = None, timeout: float | None = None
     ) -> None:
         """Do as `read_into`, letting the event loop run meanwhile."""
         view = self.geometry.whole_blocks(buffer, lba)
         await self._run_async(self._transfer(commands.read, view, lba, queue, writes=True), timeout)
 
     async def write_from_async(
-        self, buffer: Buffer, lba: int, *, queue: QueuePair | None = None, timeout: float | None = None
+        self, buffer: Data, lba: int, *, queue: QueuePair | None = None, timeout: float | None = None
     ) -> None:
         """Do as `write_from`, letting the event loop run meanwhile."""
         view = self.geometry.whole_blocks(buffer, lba)
         await self._run_async(self._transfer(commands.write, view, lba, queue, writes=False), timeout)
 
-    def submit_read(self, buffer: Buffer, lba: int, *, queue: QueuePair | None = None) -> Command:
+    def submit_read(self, buffer: Data, lba: int, *, queue: QueuePair | None = None) -> Command:
         """Start one read into DMA memory of at most `QueuePair.max_transfer` bytes and return at once.
 
         Raises:
@@ -199,7 +198,7 @@ class Namespace:
         entry = commands.read(self.nsid, lba, len(view) // self.block_size)
         return self._queue(queue).submit(entry, view, writes=True)
 
-    def submit_write(self, buffer: Buffer, lba: int, *, queue: QueuePair | None = None) -> Command:
+    def submit_write(self, buffer: Data, lba: int, *, queue: QueuePair | None = None) -> Command:
         """Start one write from DMA memory of at most `QueuePair.max_transfer` bytes; see `submit_read`."""
         view = self.geometry.whole_blocks(buffer, lba)
         entry = commands.write(self.nsid, lba, len(view) // self.block_size)

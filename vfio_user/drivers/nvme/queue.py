@@ -23,11 +23,9 @@ from vfio_user.errors import VfioError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from typing_extensions import Buffer
-
     from vfio_user.device.vector import IrqVector
     from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
-    from vfio_user.drivers.nvme.memory import Doorbells, MemoryFinder, QueueMemory
+    from vfio_user.drivers.nvme.memory import Data, Doorbells, MemoryFinder, QueueMemory
 
 __all__ = ["QueuePair"]
 
@@ -116,7 +114,7 @@ class QueuePair:
         return self._table.num_in_flight
 
     def submit(
-        self, entry: SubmissionEntry, data: Buffer | Sequence[Buffer] | None = None, *, writes: bool = True
+        self, entry: SubmissionEntry, data: Data | Sequence[Data] | None = None, *, writes: bool = True
     ) -> Command:
         """Hand a command to the controller and return at once.
 
@@ -139,7 +137,7 @@ class QueuePair:
 
     def submit_many(
         self,
-        commands: Iterable[tuple[SubmissionEntry, Buffer | Sequence[Buffer] | None]],
+        commands: Iterable[tuple[SubmissionEntry, Data | Sequence[Data] | None]],
         *,
         writes: bool = True,
     ) -> list[Command]:
@@ -222,7 +220,7 @@ class QueuePair:
     def execute(
         self,
         entry: SubmissionEntry,
-        data: Buffer | Sequence[Buffer] | None = None,
+        data: Data | Sequence[Data] | None = None,
         *,
         writes: bool = True,
         timeout: float | None = None,

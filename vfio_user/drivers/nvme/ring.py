@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from vfio_user.drivers.nvme.commands import CQE_SIZE, SQE_SIZE, Completion
+from vfio_user.errors import BoundsError
 
 if TYPE_CHECKING:
     from vfio_user.drivers.nvme.commands import SubmissionEntry
@@ -44,9 +45,16 @@ class SubmissionRing:
         """Where the next command goes: the value for the tail doorbell."""
 
     def put(self, entry: SubmissionEntry, command_id: int, prp1: int, prp2: int) -> None:
-        """Write a command at the tail and move on. The controller learns of it by the doorbell only."""
+        """Write a command at the tail and move on. The controller learns of it by the doorbell only.
+
+        Raises:
+            BoundsError: a field does not fit its width.
+        """
         start = self.tail * SQE_SIZE
-        _SQE.pack_into(self._memory, start, *entry)
+        try:
+            _SQE.pack_into(self._memory, start, *entry)
+        except struct.error as exc:
+            raise BoundsError(f"{entry}: {exc}") from exc
         _ID.pack_into(self._memory, start + _ID_OFFSET, command_id)
         _PRPS.pack_into(self._memory, start + _PRP_OFFSET, prp1, prp2)
         self.tail = self.tail + 1 if self.tail + 1 < self.entries else 0

@@ -62,6 +62,7 @@ class Transfer:
             VfioError: the first error of a command, or of submitting one.
             NvmeDeadlineError: a command was not done in time; some are still `in_flight`.
         """
+        deadline_of(timeout)  # a negative one is refused before anything is in flight
         while self._submit() or self._in_flight:
             if self._in_flight:
                 self.queue.wait([self._in_flight[0]], timeout)
