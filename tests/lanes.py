@@ -55,6 +55,12 @@ LANES = (
     Lane("uapi", ("tests/uapi",)),
     Lane("guest-6.1", ("tests/guest",), Guest(kernel="6.1", devices=DEVICES)),
     Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
+    Lane("no-iommu", ("tests/unusual/test_no_iommu.py",), Guest(iommu="none", devices=("edu",), bind=False)),
+    Lane(
+        "no-remapping",
+        ("tests/unusual/test_no_interrupt_remapping.py",),
+        Guest(append="intremap=off", devices=("edu",)),
+    ),
 )
 
 
