@@ -331,6 +331,8 @@ class AddressSpace:
             mapping._ended()
 
     def _take_iova(self, allocator: IovaAllocator, iova: int | None, size: int, limit: int | None) -> Iova:
+        if not allocator.ranges:
+            raise UnsupportedError(explain.no_translation())
         with self._lock:
             if iova is not None:
                 if limit is not None and iova + size > limit:

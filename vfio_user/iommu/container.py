@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vfio_user._uapi import ffi, lib
 from vfio_user.addresses import IovaRange
-from vfio_user.errors import IovaError, MalformedReplyError, UnsupportedError, VfioIoctlError
+from vfio_user.errors import IovaError, MalformedReplyError, UnsupportedError, VfioError, VfioIoctlError
 from vfio_user.iommu import explain
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.kernel.ioctl import capabilities, ioctl, query, requests
+from vfio_user.kernel.mman import PAGE_SIZE
 
 __all__ = ["Container", "IommuInfo"]
 
@@ -87,8 +89,10 @@ class Container:
         """Ask ``VFIO_IOMMU_GET_INFO`` and read its capability chain.
 
         Raises:
-            MalformedReplyError: the chain does not follow its own layout.
+            MalformedReplyError: the reply does not follow its own layout.
         """
+        if self.mode is IommuMode.NOIOMMU:  # which knows no such request
+            return IommuInfo(PAGE_SIZE, (), None)
         reply = query(
             self.fd.fileno(),
             requests.VFIO_IOMMU_GET_INFO,
@@ -96,8 +100,11 @@ class Container:
             device=self.fd.name,
         )
         flags = reply.data.flags
-        page_sizes = reply.data.iova_pgsizes if flags & lib.VFIO_IOMMU_INFO_PGSIZES else 4096
-        ranges: tuple[IovaRange, ...] = ()
+        page_sizes = reply.data.iova_pgsizes if flags & lib.VFIO_IOMMU_INFO_PGSIZES else PAGE_SIZE
+        if not page_sizes:
+            raise MalformedReplyError(f"{self.fd.name}: the IOMMU has no page size at all")
+        # Where the kernel names no limits: 39 bits are what every IOMMU in use translates.
+        ranges: tuple[IovaRange, ...] = (IovaRange(0, (1 << 39) - 1),)
         dma_avail = None
         if flags & lib.VFIO_IOMMU_INFO_CAPS:
             for identity, _, offset in capabilities(reply.raw, reply.data.cap_offset):
@@ -105,8 +112,7 @@ class Container:
                     ranges = tuple(_read_ranges(reply.raw, offset))
                 elif identity == lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:
                     dma_avail = _read_u32(reply.raw, offset + 8)
-        # Without the capability the kernel names no limits; 39 bits are what every IOMMU in use translates.
-        return IommuInfo(page_sizes, ranges or (IovaRange(0, (1 << 39) - 1),), dma_avail)
+        return IommuInfo(page_sizes, ranges, dma_avail)
 
     def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
         """Map process memory for the devices: ``VFIO_IOMMU_MAP_DMA``.
@@ -142,6 +148,8 @@ class Container:
 
     def unmap_all(self) -> int:
         """Unmap everything and give the number of bytes."""
+        if self.mode is IommuMode.NOIOMMU:
+            return 0
         if self.has_extension(lib.VFIO_UNMAP_ALL):
             return self._unmap(0, 0, lib.VFIO_DMA_UNMAP_FLAG_ALL)
         # One call takes no more than a signed 64-bit size, so two halves cover the whole space.
@@ -165,7 +173,10 @@ class Container:
         return int(argument.size)
 
     def _dma_avail(self) -> int | None:
-        return self.info().dma_avail
+        # For a message: what fails here must not hide the failure that it is about.
+        with suppress(VfioError):
+            return self.info().dma_avail
+        return None
 
     def __repr__(self) -> str:
         return f"<Container {self.mode.value}{' closed' if self.fd.closed else ''}>"

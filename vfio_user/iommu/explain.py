@@ -12,13 +12,18 @@ from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
 
 __all__ = [
+    "bind_advice",
+    "container_open",
     "device_open",
     "group_open",
     "map_failed",
     "no_group",
     "no_such_device",
+    "no_translation",
+    "noiommu_not_allowed",
     "not_viable",
     "open_node",
+    "set_container",
     "set_iommu",
 ]
 
@@ -41,16 +46,19 @@ def container_open(code: int) -> str:
     return ""
 
 
-def group_open(code: int, number: int) -> str:
+def group_open(code: int, number: int, path: str) -> str:
     """Explain a failed open of a group's node."""
     members = sysfs.group(number).members
-    names = ", ".join(str(member.address) for member in members) or "none"
+    if not members:
+        return f"There is no IOMMU group {number} with a PCI device (any more)"
+    names = ", ".join(str(member.address) for member in members)
     if code == errno.ENOENT:
         if not any(member.driver and "vfio" in member.driver for member in members):
-            return f"No device of group {number} ({names}) is bound to vfio-pci. {bind_advice(names.split(', ')[0])}"
+            advice = bind_advice(str(members[0].address))
+            return f"No device of group {number} ({names}) is bound to vfio-pci. {advice}"
         return "Load the modules (modprobe vfio-pci), and in a container pass the node in"
     if code in (errno.EACCES, errno.EPERM):
-        return f"Run as root, or hand the node over: chown $USER /dev/vfio/{number}"
+        return f"Run as root, or hand the node over: chown $USER {path}"
     if code == errno.EBUSY:
         return (
             f"Group {number} ({names}) is open already, by another process, by this one, or through the devices' "
@@ -79,13 +87,23 @@ def noiommu_not_allowed(address: str) -> str:
     )
 
 
+def no_translation() -> str:
+    """Explain that nothing can be mapped for a device in a noiommu group."""
+    return (
+        "there is no IOMMU that would translate: a noiommu device reaches memory by its physical address, so nothing "
+        "can be mapped for it"
+    )
+
+
 def not_viable(number: int, culprits: Sequence[tuple[str, str]]) -> str:
     """Explain which devices keep a group from being viable."""
     who = ", ".join(f"{address} (driver {driver})" for address, driver in culprits) or "a device"
-    first = culprits[0][0] if culprits else "it"
+    advice = (
+        bind_advice(culprits[0][0]) if culprits else f"Look for it: ls -l /sys/kernel/iommu_groups/{number}/devices"
+    )
     return (
         f"group {number} is not viable: {who} is in it and not bound to vfio-pci. The IOMMU can't keep the devices of "
-        f"a group apart, so all must be bound to vfio-pci or to no driver. {bind_advice(first)}"
+        f"a group apart, so all must be bound to vfio-pci or to no driver. {advice}"
     )
 
 
@@ -103,6 +121,15 @@ def device_open(code: int) -> str:
         return "A virtual function of a PF that vfio-pci holds needs that PF's token: vf_token=UUID"
     if code == errno.EBUSY:
         return "The device is open already, through its group or its own node"
+    return ""
+
+
+def set_container(code: int) -> str:
+    """Explain a failed ``VFIO_GROUP_SET_CONTAINER``."""
+    if code == errno.EPERM:
+        return "A noiommu group needs CAP_SYS_RAWIO, and vfio.enable_unsafe_noiommu_mode=1"
+    if code == errno.EINVAL:
+        return "The group is in a container already, or it has another kind of IOMMU than those that are in this one"
     return ""
 
 

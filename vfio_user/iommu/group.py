@@ -38,7 +38,7 @@ class Group:
         self.number = number
         self.noiommu = noiommu
         path = f"/dev/vfio/{'noiommu-' if noiommu else ''}{number}"
-        self.fd = explain.open_node(path, lambda code: explain.group_open(code, number))
+        self.fd = explain.open_node(path, lambda code: explain.group_open(code, number, path))
 
     @property
     def status(self) -> int:
@@ -71,7 +71,11 @@ class Group:
                 already, or the container can't take it.
         """
         argument = ffi.new("int32_t *", container.fileno())
-        ioctl(self.fd.fileno(), requests.VFIO_GROUP_SET_CONTAINER, argument, device=self.fd.name)
+        try:
+            ioctl(self.fd.fileno(), requests.VFIO_GROUP_SET_CONTAINER, argument, device=self.fd.name)
+        except VfioIoctlError as error:
+            code = error.errno or 0
+            raise VfioIoctlError(code, error.request, self.fd.name, explain.set_container(code)) from error
 
     def unset_container(self) -> None:
         """Take the group out of its container: ``VFIO_GROUP_UNSET_CONTAINER``.
@@ -99,9 +103,8 @@ class Group:
         except VfioIoctlError as error:
             if error.errno == errno.ENODEV:
                 raise UnsupportedError(explain.no_such_device(name, self.number)) from error
-            raise VfioIoctlError(
-                error.errno or 0, error.request, name, explain.device_open(error.errno or 0)
-            ) from error
+            code = error.errno or 0
+            raise VfioIoctlError(code, error.request, name, explain.device_open(code)) from error
         return OwnedFd(fd, name)
 
     def close(self) -> None:

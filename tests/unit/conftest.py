@@ -1,0 +1,35 @@
+"""What stands in for sysfs and for VFIO in tests that need no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fake_device import FakeDevice
+from tests.unit.fake_kernel import FakeKernel
+from tests.unit.fake_sysfs import FakeSysfs
+
+ADDRESS = "0000:01:00.0"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
+    """A machine without devices."""
+    return FakeSysfs(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    """VFIO that knows no device."""
+    return FakeKernel(monkeypatch)
+
+
+@pytest.fixture
+def device(kernel: FakeKernel, tree: FakeSysfs) -> Iterator[FakeDevice]:
+    """A device in group 7, bound to vfio-pci."""
+    tree.add(ADDRESS, driver="vfio-pci", group=7)
+    device = kernel.devices[ADDRESS] = FakeDevice()
+    yield device
+    device.close()
