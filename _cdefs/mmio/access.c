@@ -35,10 +35,9 @@ PyObject *mmio_access(PyObject *object, PyObject *args, PyObject *keywords)
 static PyObject *access_enter(PyObject *object, PyObject *ignored)
 {
     struct access_object *self = (struct access_object *)object;
-    int64_t patience = self->wait ? (int64_t)(self->seconds * 1e9) : CORE_PATIENCE_NS;
 
     (void)ignored;
-    if (!core_acquire(self->mmio->owner, self->wait, lock_now() + patience))
+    if (!core_acquire(self->mmio->owner, self->wait, self->wait ? lock_now() + (int64_t)(self->seconds * 1e9) : 0))
         return NULL;
     Py_INCREF((PyObject *)self->mmio);
     return (PyObject *)self->mmio;

@@ -139,11 +139,13 @@ static int64_t index_take(void)
     return index;
 }
 
-/* Give this thread an index; it then has a place in every lock. */
+/* Give this thread an index, if it has none; it then has a place in every lock, and its end is noticed. */
 static int reader_assign(void)
 {
     pid_t tid = lock_tid();
 
+    if (lock_reader.chunk != 0)
+        return 0;
     pthread_once(&reader_once, reader_setup);
     if (reader_key_error != 0)
         return reader_key_error;
@@ -182,12 +184,10 @@ static int reader_assign(void)
 /* This thread's slot in a lock, made if need be. */
 static int slot_make(struct memory_lock *lock, struct reader_slot **slot)
 {
-    if (lock_reader.chunk == 0) {
-        int error = reader_assign();
+    int error = reader_assign();
 
-        if (error != 0)
-            return error;
-    }
+    if (error != 0)
+        return error;
     uint32_t chunk = lock_reader.chunk;
 
     if (atomic_load(&lock->chunk[chunk]) == NULL) {
@@ -350,6 +350,10 @@ int lock_write_begin(struct memory_lock *lock, int64_t deadline)
     }
     if (lock_read_depth(lock) != 0 || lock_reader.sections != 0 || lock_reader.writing != 0)
         return -EDEADLK;
+    int error = reader_assign();
+
+    if (error != 0)
+        return error;
     for (;;) {
         uint32_t gate = atomic_fetch_or(&lock->gate, GATE_WRITER);
 
@@ -457,10 +461,14 @@ int lock_write_try(struct memory_lock *lock)
     }
     if (lock_read_depth(lock) != 0)
         return -EDEADLK;
+    int result = reader_assign();
+
+    if (result != 0)
+        return result;
     if ((atomic_fetch_or(&lock->gate, GATE_WRITER) & GATE_WRITER) != 0)
         return -EBUSY;
     write_own(lock);
-    int result = lock_write_drain(lock, 0);
+    result = lock_write_drain(lock, 0);
 
     if (result != 0)
         lock_write_end(lock);

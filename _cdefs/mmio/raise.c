@@ -72,6 +72,8 @@ static bool raise_zapped(struct window_object *owner, uint32_t gate)
         why = "memory decoding is off, or the device is in a low-power state";
     } else if (reason == REASON_RESET) {
         why = "the device is being reset";
+    } else if (reason == REASON_FAILED) {
+        why = "the last reset of the device failed, and it needs another one";
     } else if ((gate & GATE_FLAGGED) != 0) {
         class = core_errors.disabled;
         why = "the kernel refused an access (SIGBUS): memory decoding is off, low power, or the device is gone";

@@ -181,14 +181,13 @@ def test_zap_and_revive_keep_the_address(bar: Bar) -> None:
         assert (view[0], array[0], bar.mmio.read32(0)) == (generation, generation, generation)
         bar.window.zap(ZapReason.RESET)
         assert bar.window.state == WindowState.ZAPPED
-        assert not bar.window.flagged
+        assert bar.window.flag == WindowFlag.NONE
         assert view[0] == 0xFFFFFFFF
         assert (array == 0xFFFFFFFF).all()
-        assert bar.window.flagged
-        assert bar.window.flag == WindowFlag.TOUCHED
+        assert (bar.window.flagged, bar.window.flag) == (True, WindowFlag.TOUCHED)
         bar.window.revive(bar.fd)
         assert bar.window.state == WindowState.LIVE
-        assert not bar.window.flagged
+        assert bar.window.flag == WindowFlag.NONE
         assert bar.window.generation == generation + 1
         assert (bar.window.address, array.ctypes.data) == (address, where)
         assert view[0] == generation
