@@ -21,6 +21,7 @@ REASON_RESET: Final = 1
 REASON_DISABLED: Final = 2
 REASON_GONE: Final = 3
 REASON_CLOSE: Final = 4
+REASON_FAILED: Final = 5
 
 _ReadVerb: TypeAlias = Literal["read8", "read16", "read32", "read64"]
 _WriteVerb: TypeAlias = Literal["write8", "write16", "write32", "write64"]

@@ -20,6 +20,9 @@ Everything that this package raises on purpose is a `VfioError`::
     ├── IovaError                           IOVA not usable: taken, outside of the ranges, or none left
     ├── NotViableError                      the group holds a device of another driver (``culprits``)
     ├── NotOwnedError                       a reset affects a device that is not ours (``addresses``)
+    ├── ResetBlockedError                   the kernel refuses a reset because of a neighbour (``culprits``)
+    ├── ResetFailedError                    a reset was tried and failed; the device needs another one
+    ├── NotRestoredError (ExceptionGroup)   a reset was done, but not all came back after it
     └── VfioOSError (OSError)               a system call failed; ``errno`` is kept
         └── VfioIoctlError                  an ioctl failed; ``request`` and ``device`` are kept
 
@@ -29,7 +32,7 @@ Catch `VfioError` for all of them; every message says what was wrong and, where 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AlignmentError",
@@ -46,7 +49,10 @@ __all__ = [
     "MemoryDisabledError",
     "MemoryLockBusyError",
     "NotOwnedError",
+    "NotRestoredError",
     "NotViableError",
+    "ResetBlockedError",
+    "ResetFailedError",
     "UnsupportedError",
     "VfioError",
     "VfioIoctlError",
@@ -153,6 +159,44 @@ class NotOwnedError(VfioError):
     def __init__(self, message: str, addresses: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.addresses: tuple[str, ...] = tuple(addresses)
+
+
+class ResetBlockedError(VfioError):
+    """Report that a neighbour keeps devices from being reset together: it is not bound to a VFIO driver.
+
+    Attributes:
+        culprits: ``(address, driver)`` of each device in the way; the driver is empty where there is none.
+    """
+
+    def __init__(self, message: str, culprits: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.culprits: tuple[tuple[str, str], ...] = tuple(culprits)
+
+
+class ResetFailedError(VfioError):
+    """Report a reset that was tried and failed: its devices are switched off, and need another reset.
+
+    Their memory stays away until then (accessors raise `ZappedError`, views read all-ones); ``vdev.health`` says so.
+
+    Attributes:
+        addresses: the devices that need another reset.
+    """
+
+    def __init__(self, message: str, addresses: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.addresses: tuple[str, ...] = tuple(addresses)
+
+
+class NotRestoredError(VfioError, ExceptionGroup[Exception]):
+    """Report that device memory was taken away and given back, but that not all else came back with it.
+
+    The device itself is usable. ``exceptions`` has what is not: a driver that raised in `reset_prepare` or
+    `reset_done`, a peer-to-peer mapping, an interrupt.
+    """
+
+    def derive(self, excs: Sequence[Exception], /) -> NotRestoredError:  # type: ignore[override]  # not generic
+        """Make a group of some of the exceptions, for ``except*``."""
+        return NotRestoredError(self.message, excs)
 
 
 class VfioOSError(VfioError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["Group", "PciFunction", "group", "groups", "pci_function", "pci_funct
 SYSFS = Path("/sys")
 
 _BRIDGE_CLASS = 0x06
+_ROOT_BUS = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _HARMLESS_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "xen-pciback"})
 """Drivers which the kernel takes as owned by the user or as harmless when it tells whether a group is viable."""
 
@@ -79,6 +81,16 @@ class PciFunction:
     def is_bridge(self) -> bool:
         """Tell whether it is a bridge; the kernel never needs those of a group to be bound to VFIO."""
         return self.class_code >> 16 == _BRIDGE_CLASS
+
+    @property
+    def is_virtual(self) -> bool:
+        """Tell whether it is a virtual function (SR-IOV)."""
+        return (self.path / "physfn").exists()
+
+    @property
+    def on_root_bus(self) -> bool:
+        """Tell whether it sits on a root bus, where no bridge is above that could reset it."""
+        return _ROOT_BUS.fullmatch(os.path.basename(os.path.dirname(os.path.realpath(self.path)))) is not None
 
     @property
     def vfio_device(self) -> str | None:

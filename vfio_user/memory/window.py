@@ -55,6 +55,8 @@ class ZapReason(IntEnum):
     """The device does not answer any more: accessors raise `DeviceGoneError`."""
     CLOSE = _mmio.REASON_CLOSE
     """The device is being closed."""
+    FAILED = _mmio.REASON_FAILED
+    """A reset failed, so what state the device is in is unknown: it stays away until another one succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
