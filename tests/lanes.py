@@ -23,8 +23,8 @@ from vfio_user.testing import Guest, GuestError, run
 
 TOP = Path(__file__).resolve().parent.parent
 OUT = TOP / ".out" / "lanes"
-#: Two edu in one slot, one alone, two NVMe: what `tests/guest` needs.
-DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem")
+#: Two edu in one slot, one alone, two NVMe, memory, I/O ports: what `tests/guest` needs.
+DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e1000e")
 
 
 @dataclass(frozen=True, slots=True)

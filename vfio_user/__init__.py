@@ -8,6 +8,7 @@ This is not the vfio-user protocol, which carries emulated devices over a socket
 
 from __future__ import annotations
 
+from vfio_user._mmio import Program
 from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
 from vfio_user.device import (
     DeviceOps,
@@ -46,6 +47,7 @@ __all__ = [
     "PciDevice",
     "PciFunction",
     "PciId",
+    "Program",
     "Region",
     "Vaddr",
     "VfioDevice",

@@ -24,6 +24,7 @@ def test_kinds_are_what_they_say() -> None:
         "nvme": "0x1b36:0x0010",
         "ivshmem": "0x1af4:0x1110",
         "igb": "0x8086:0x10c9",
+        "e1000e": "0x8086:0x10d3",
     }
     for item in testing.devices():
         folder = Path(f"/sys/bus/pci/devices/{item.address}")
