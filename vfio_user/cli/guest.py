@@ -62,7 +62,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="NAME",
         help=f"slots by name, before --device: {named}",
     )
-    parser.add_argument("--iommu", choices=sorted(qemu.IOMMUS), default=default.iommu, help="default: %(default)s")
+    parser.add_argument(
+        "--iommu",
+        choices=sorted(qemu.IOMMUS),
+        default=default.iommu,
+        help="default: %(default)s; with amd, devices sit on the root bus",
+    )
     parser.add_argument("--memory", default=default.memory, metavar="SIZE", help="default: %(default)s")
     parser.add_argument("--cpus", type=int, default=default.cpus, metavar="N", help="default: %(default)s")
     parser.add_argument("--accel", choices=ACCELS, default=default.accel, help="default: %(default)s")

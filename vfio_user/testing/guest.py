@@ -118,7 +118,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="vfio-user-") as scratch_name:
         scratch = Path(scratch_name)
         shared = (output or scratch / "output").resolve()
-        layout = plan(guest.devices, scratch)
+        layout = plan(guest.devices, scratch, ports=qemu.IOMMUS[guest.iommu].ports)
         control = _prepare(shared, guest, layout, kernel, command, cwd or Path.cwd(), environment or {})
         for path, size in layout.files:
             with open(path, "wb") as disk:

@@ -199,12 +199,14 @@ def parse_slot(text: str) -> tuple[Device, ...]:
     return functions
 
 
-def plan(slots: Iterable[str], scratch: Path) -> Plan:
+def plan(slots: Iterable[str], scratch: Path, *, ports: bool = True) -> Plan:
     """Place devices behind root ports.
 
     Args:
         slots: what `parse_slot` takes, one for each slot, in the order of their addresses.
         scratch: directory for the backing files of disks.
+        ports: give slots that do not say otherwise (``port=yes``, ``port=no``) a root port; those without one sit on
+            the root bus, where they can't be hot-reset.
 
     Raises:
         GuestSpecError: a slot can't be read, or there are more than 27.
@@ -213,7 +215,7 @@ def plan(slots: Iterable[str], scratch: Path) -> Plan:
     if len(texts) > _LAST_PORT - _FIRST_PORT + 1:
         raise GuestSpecError(f"a guest has room for {_LAST_PORT - _FIRST_PORT + 1} slots, not {len(texts)}")
     numbers: Counter[str] = Counter()
-    parts = [_slot(index, text, numbers, scratch) for index, text in enumerate(texts)]
+    parts = [_slot(index, text, numbers, scratch, ports) for index, text in enumerate(texts)]
     return Plan(
         arguments=tuple(argument for part in parts for argument in part.arguments),
         placed=tuple(item for part in parts for item in part.placed),
@@ -221,11 +223,11 @@ def plan(slots: Iterable[str], scratch: Path) -> Plan:
     )
 
 
-def _slot(index: int, text: str, numbers: Counter[str], scratch: Path) -> Plan:
+def _slot(index: int, text: str, numbers: Counter[str], scratch: Path, ports: bool) -> Plan:
     """Place the functions of one slot; `numbers` counts the devices of each kind so far."""
     functions = parse_slot(text)
-    behind_port = _wants_port(functions, text)
-    port = f"0000:00:{_FIRST_PORT + index:02x}.0"
+    behind_port = _wants_port(functions, text, ports)
+    slot = _FIRST_PORT + index
     arguments = _root_port(index) if behind_port else []
     placed, files = [], []
     for function, device in enumerate(functions):
@@ -235,10 +237,10 @@ def _slot(index: int, text: str, numbers: Counter[str], scratch: Path) -> Plan:
         KINDS.get(device.kind, _simple(device.kind))(build)
         if behind_port:
             place = {"bus": f"port{index}", "addr": f"0.{function}"}
-            placed.append(Placed(name, device.kind, port, f"00.{function}"))
+            placed.append(Placed(name, device.kind, f"0000:00:{slot:02x}.0", f"00.{function}"))
         else:
-            place = {"bus": "pcie.0", "addr": f"{_FIRST_PORT + index:#x}"}
-            placed.append(Placed(name, device.kind, "-", port))
+            place = {"bus": "pcie.0", "addr": f"{slot:#x}.{function}"}
+            placed.append(Placed(name, device.kind, "-", f"0000:00:{slot:02x}.{function}"))
         arguments += [*build.before, "-device", _device(build, place, function, len(functions)), *build.after]
         files += build.files
     return Plan(tuple(arguments), tuple(placed), tuple(files))
@@ -251,13 +253,13 @@ def _root_port(index: int) -> list[str]:
     return ["-device", f"pcie-root-port,{place},x-speed=5"]
 
 
-def _wants_port(functions: tuple[Device, ...], text: str) -> bool:
-    answers = {dict(device.properties).get("port", "yes") for device in functions}
+def _wants_port(functions: tuple[Device, ...], text: str, default: bool) -> bool:
+    answers = {value for device in functions for key, value in device.properties if key == "port"}
     if not answers <= {"yes", "no"}:
         raise GuestSpecError(f"{text!r}: port must be yes or no")
-    if "no" in answers and len(functions) > 1:
-        raise GuestSpecError(f"{text!r}: a slot of several functions needs its root port; leave port=no out")
-    return "no" not in answers
+    if len(answers) > 1:
+        raise GuestSpecError(f"{text!r}: the functions of one slot share its root port; say port once")
+    return answers == {"yes"} or (default and not answers)
 
 
 def _device(build: _Build, place: dict[str, str], function: int, functions: int) -> str:

@@ -92,12 +92,18 @@ def test_igb_functions_find_their_neighbour() -> None:
 
 def test_without_a_port_a_device_sits_on_the_root_bus() -> None:
     layout = plan(["edu", "edu,port=no"], SCRATCH)
-    assert options(layout.arguments, "edu")[1] == {"id": "edu1", "bus": "pcie.0", "addr": "0x5"}
+    assert options(layout.arguments, "edu")[1] == {"id": "edu1", "bus": "pcie.0", "addr": "0x5.0"}
     assert layout.placed[1] == Placed("edu1", "edu", "-", "0000:00:05.0")
     assert len(options(layout.arguments, "pcie-root-port")) == 1
 
 
-@pytest.mark.parametrize("text", ["edu,port=no+edu", "edu,port=maybe"])
+def test_ports_can_be_off_by_default() -> None:
+    layout = plan(["edu+edu", "edu,port=yes"], SCRATCH, ports=False)
+    assert [item.port for item in layout.placed] == ["-", "-", "0000:00:05.0"]
+    assert [item.function for item in layout.placed] == ["0000:00:04.0", "0000:00:04.1", "00.0"]
+
+
+@pytest.mark.parametrize("text", ["edu,port=no+edu,port=yes", "edu,port=maybe"])
 def test_bad_ports(text: str) -> None:
     with pytest.raises(GuestSpecError, match="port"):
         plan([text], SCRATCH)
