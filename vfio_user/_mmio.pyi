@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, TypeAlias, final
 
 from typing_extensions import Buffer
 
@@ -23,10 +23,8 @@ REASON_GONE: Final = 3
 REASON_CLOSE: Final = 4
 REASON_FAILED: Final = 5
 
-_ReadVerb: TypeAlias = Literal["read8", "read16", "read32", "read64"]
-_WriteVerb: TypeAlias = Literal["write8", "write16", "write32", "write64"]
-_PollVerb: TypeAlias = Literal["poll8", "poll16", "poll32", "poll64"]
-_Step: TypeAlias = tuple[_ReadVerb, int] | tuple[_WriteVerb, int, int] | tuple[_PollVerb, int, int, int, int]
+# ("read32", offset), ("write32", offset, value), ("poll32", offset, mask, equals, timeout_us)
+_Step: TypeAlias = tuple[str, *tuple[int, ...]]
 
 @final
 class Window:
