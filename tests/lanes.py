@@ -53,6 +53,7 @@ class Outcome:
 LANES = (
     Lane("unit", ("tests/unit",)),
     Lane("uapi", ("tests/uapi",)),
+    Lane("runner", ("tests/runner",)),
     Lane("guest-6.1", ("tests/guest",), Guest(kernel="6.1", devices=DEVICES)),
     Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
     Lane("no-iommu", ("tests/unusual/test_no_iommu.py",), Guest(iommu="none", devices=("edu",), bind=False)),

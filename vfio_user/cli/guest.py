@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def _environment(pairs: list[str]) -> dict[str, str]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # A runner that is told to stop (timeout, CI) cleans up, as it does after an interrupt from the keyboard.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     guest = Guest(
         kernel=arguments.kernel,
         devices=_slots(arguments),
