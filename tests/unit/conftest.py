@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import vfio_user
 from tests.unit.fake_device import FakeDevice
 from tests.unit.fake_kernel import FakeKernel
 from tests.unit.fake_sysfs import FakeSysfs
+from vfio_user import PciDevice
 
 ADDRESS = "0000:01:00.0"
 
@@ -33,3 +35,10 @@ def device(kernel: FakeKernel, tree: FakeSysfs) -> Iterator[FakeDevice]:
     device = kernel.devices[ADDRESS] = FakeDevice()
     yield device
     device.close()
+
+
+@pytest.fixture
+def pci(device: FakeDevice) -> Iterator[PciDevice]:
+    """The same device, open."""
+    with vfio_user.open(ADDRESS, mode="type1v2") as pci:
+        yield pci

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 CONFIG = int(lib.VFIO_PCI_CONFIG_REGION_INDEX)
 READ_WRITE = int(lib.VFIO_REGION_INFO_FLAG_READ | lib.VFIO_REGION_INFO_FLAG_WRITE)
 MAPPABLE = READ_WRITE | int(lib.VFIO_REGION_INFO_FLAG_MMAP)
-EVENTFD_ABLE = int(lib.VFIO_IRQ_INFO_EVENTFD)
+EVENTFD = int(lib.VFIO_IRQ_INFO_EVENTFD)
+FIXED = EVENTFD | int(lib.VFIO_IRQ_INFO_NORESIZE)
+LEVEL = EVENTFD | int(lib.VFIO_IRQ_INFO_MASKABLE | lib.VFIO_IRQ_INFO_AUTOMASKED)
+INTX, MSI, MSIX, ERR, REQ = range(5)
 
 
 def header(ids: tuple[int, int, int], size: int = 4096) -> bytearray:
@@ -35,13 +38,13 @@ class FakeDevice:
         *,
         ids: tuple[int, int, int] = (0x1234, 0x11E8, 0x00FF00),
         bars: dict[int, int] | None = None,
-        irqs: dict[int, int] | None = None,
     ) -> None:
         self.regions = {index: (size, MAPPABLE) for index, size in (bars or {0: 0x1000}).items()}
         self.regions[CONFIG] = (4096, READ_WRITE)
         self.capabilities: dict[int, bytes] = {}
         """By region, what follows ``struct vfio_region_info``."""
-        self.irqs = {index: (count, EVENTFD_ABLE) for index, count in (irqs or {1: 1}).items()}
+        self.irqs = {INTX: (1, LEVEL), MSI: (4, FIXED), MSIX: (8, EVENTFD), REQ: (1, FIXED)}
+        """Count and flags by index; the kernel refuses those that are missing."""
         self.flags = int(lib.VFIO_DEVICE_FLAGS_PCI | lib.VFIO_DEVICE_FLAGS_RESET)
         self.num_regions, self.num_irqs = 9, 5
         self.file = os.memfd_create("fake-device")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import threading
 import weakref
+from contextlib import ExitStack
 from types import TracebackType
 
 from vfio_user._mmio import Window
@@ -74,7 +75,9 @@ class VfioDevice:
         """What it reaches of memory."""
         self._fd = fd
         self._condition = threading.Condition()
+        self._close_lock = threading.RLock()
         self._users = 0
+        self._opened = False
         self.state = DeviceState.INIT
         """Where it is in its life."""
         self.window: Window | None = None
@@ -102,18 +105,23 @@ class VfioDevice:
     # -- life
 
     def register(self) -> None:
-        """Let users in.
+        """Let users in; once in a device's life.
 
         Raises:
-            BusyError: a device of that name is registered in this process already.
+            BusyError: it, or another device of its name, is registered in this process already.
+            ClosedError: it was unregistered or closed before.
         """
         with _registry_lock:
             other = _registry.get(self.name)
-            if other is not None and other is not self and other.state is DeviceState.REGISTERED:
+            if self.state is DeviceState.REGISTERED or (other not in (None, self) and not other.closed):
                 raise BusyError(f"{self.name} is open in this process already")
-            self.ops.open_device(self)
+            if self.state is not DeviceState.INIT:
+                raise ClosedError(f"{self.name} is {self.state.value}; open it again")
             _registry[self.name] = self
-            self.state = DeviceState.REGISTERED
+        # Without the lock: the op may well open another device.
+        self._opened = True
+        self.ops.open_device(self)
+        self.state = DeviceState.REGISTERED
 
     def unregister(self, timeout: float = 10.0) -> None:
         """Let nobody in any more, and wait for those that are in.
@@ -131,29 +139,31 @@ class VfioDevice:
         """Unregister, disable interrupts, take the mappings away, and close the file; closing twice does nothing.
 
         Raises:
-            DeadlineError: see `unregister`; nothing is closed then.
+            DeadlineError: see `unregister`; nothing is closed then, call again.
+            MemoryLockBusyError: somebody holds the memory lock; the file is not closed then, call again.
+            VfioError: something else failed on the way; the file is closed nevertheless.
         """
-        if self.state is DeviceState.CLOSED:
-            return
-        registered = self.state is not DeviceState.INIT
-        self.unregister(timeout)
-        if registered:
-            for irq in self.irqs:
-                irq.disable()
-            self.ops.close_device(self)
-        with _registry_lock:
-            if _registry.get(self.name) is self:
-                del _registry[self.name]
-        self._release()
-
-    def _release(self) -> None:
-        with self._condition:
+        with self._close_lock:
             if self.state is DeviceState.CLOSED:
                 return
-            self.state = DeviceState.CLOSED
+            self.unregister(timeout)
+            with ExitStack() as stack:
+                stack.callback(self._release)
+                # A forked child has no file to ask through, and leaves the device to its parent.
+                if self._opened and not self._fd.closed:
+                    self._opened = False
+                    stack.callback(self.ops.close_device, self)
+                    for irq in self.irqs:
+                        stack.callback(irq.disable)
+
+    def _release(self) -> None:
         # A mapping that stays holds the device's file open, and with it the device: the window goes first.
         if self.window is not None:
             self.window.close()
+        self.state = DeviceState.CLOSED
+        with _registry_lock:
+            if _registry.get(self.name) is self:
+                del _registry[self.name]
         self._fd.close()
         self.address_space.detach()
 
@@ -197,8 +207,9 @@ class VfioDevice:
             if self.state is not DeviceState.REGISTERED:
                 self._fd.fileno()  # a forked child is told so
                 raise ClosedError(f"{self.name} is {self.state.value}")
+            fd = self._fd.fileno()
             self._users += 1
-            return self._fd.fileno()
+            return fd
 
     def _leave(self) -> None:
         with self._condition:

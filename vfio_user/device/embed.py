@@ -45,7 +45,10 @@ class Embedded(Generic[OuterT, InnerT]):
     def __get__(self, outer: OuterT | None, owner: type) -> Embedded[OuterT, InnerT] | InnerT:
         if outer is None:
             return self
-        inner: InnerT = outer.__dict__[self._slot]
+        try:
+            inner: InnerT = outer.__dict__[self._slot]
+        except KeyError:
+            raise AttributeError(f"{self._describe()} is not made yet") from None
         return inner
 
     def __set__(self, outer: OuterT, inner: InnerT) -> None:

@@ -97,7 +97,8 @@ class IrqIndex:
     @property
     def vectors(self) -> tuple[IrqVector, ...]:
         """The vectors that are enabled, ordered by number."""
-        return tuple(self._vectors[number] for number in sorted(self._vectors))
+        with self._lock:
+            return tuple(self._vectors[number] for number in sorted(self._vectors))
 
     def enable(self, count: int = 1) -> IrqVectors:
         """Enable the first ``count`` vectors, each with an eventfd: ``VFIO_DEVICE_SET_IRQS``.
@@ -168,13 +169,16 @@ class IrqIndex:
             vector._close()
 
     def disable(self) -> None:
-        """Disable all vectors and close their eventfds; disabling twice does nothing."""
+        """Disable all vectors and close their eventfds; disabling twice does nothing.
+
+        Raises:
+            VfioIoctlError: the kernel refused; the eventfds are closed nevertheless.
+        """
         with self._lock:
-            if not self._vectors:
-                return
-            if not self._vdev.closed:
-                self._set(lib.VFIO_IRQ_SET_DATA_NONE | lib.VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0)
-            self._forget()
+            try:
+                self.quiesce()
+            finally:
+                self._forget()
 
     def mask(self, number: int = 0) -> None:
         """Hold a vector back: ``VFIO_IRQ_SET_ACTION_MASK``. INTx only, as of now.
@@ -237,7 +241,9 @@ class IrqIndex:
         """Stop delivery but keep the eventfds, for `rearm` after a reset."""
         with self._lock:
             if self._vectors:
-                self._set(lib.VFIO_IRQ_SET_DATA_NONE | lib.VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0)
+                # Not as a user: closing the device ends here, and waits for its users before.
+                flags = lib.VFIO_IRQ_SET_DATA_NONE | lib.VFIO_IRQ_SET_ACTION_TRIGGER
+                self._vdev.ops.set_irqs(self._vdev, self.info.index, flags, 0, 0, b"")
 
     # -- inside
 
@@ -271,7 +277,8 @@ class IrqIndex:
         self._set(flags, start, len(fds), struct.pack(f"={len(fds)}i", *fds))
 
     def _set(self, flags: int, start: int, count: int, data: bytes = b"") -> None:
-        self._vdev.ops.set_irqs(self._vdev, self.info.index, flags, start, count, data)
+        with self._vdev.user():
+            self._vdev.ops.set_irqs(self._vdev, self.info.index, flags, start, count, data)
 
     def _forget(self) -> None:
         _close(self._vectors.values())

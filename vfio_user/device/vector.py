@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, overload
 
-from vfio_user.errors import ArgumentError, ClosedError, DeadlineError
+from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError
 from vfio_user.kernel.fd import OwnedFd
 
 if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["IrqPoller", "IrqVector"]
+
+_LONGEST_LOOK = 3600.0
+"""Seconds of one system call: the kernel counts milliseconds in 32 bits. Longer waits take several."""
+_LEAVE_TIMEOUT = 10.0
+"""Seconds that waiters have to leave a vector that is being closed; all that they do is wake up."""
 
 
 class IrqVector:
@@ -53,11 +60,19 @@ class IrqVector:
         return self._fd.fileno()
 
     def drain(self) -> int:
-        """Give the number of interrupts since the last look, 0 when there were none; never blocks."""
-        try:
-            return os.eventfd_read(self._fd.fileno())
-        except BlockingIOError:
-            return 0
+        """Give the number of interrupts since the last look, 0 when there were none; never blocks.
+
+        Raises:
+            ClosedError: the vector was disabled.
+        """
+        # Under the lock that closing takes too: the number of a closed file may be a stranger's, and what can be read
+        # while the vector is being closed is the wake-up of its waiters.
+        with self._state:
+            self._require_open()
+            try:
+                return os.eventfd_read(self._fd.fileno())
+            except BlockingIOError:
+                return 0
 
     @overload
     def wait(self, timeout: float) -> int: ...
@@ -76,19 +91,16 @@ class IrqVector:
         return self._next() if timeout is None else self._block(timeout)
 
     def _block(self, timeout: float) -> int:
-        if timeout < 0:
-            raise ArgumentError(f"timeout {timeout} is negative")
-        deadline = time.monotonic() + timeout
+        deadline = _deadline(timeout)
         with self._state:
+            self._require_open()
             fd = self.fileno()
             self._waiting += 1
         try:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
             while True:
-                poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-                if self._closing:
-                    raise ClosedError(f"{self.name} was disabled while this thread waited for it")
+                poller.poll(_left(deadline) * 1000)
                 count = self.drain()
                 if count:
                     return count
@@ -107,20 +119,32 @@ class IrqVector:
             count = self.drain()
             if count:
                 return count
-            future: asyncio.Future[None] = loop.create_future()
-            if not self._futures:
-                loop.add_reader(self.fileno(), self._wake)
-            self._futures.append(future)
+            future = self._watch(loop)
             try:
                 await future
             finally:
-                if future in self._futures:
-                    self._futures.remove(future)
-                if not self._futures and not self._fd.closed:
+                self._unwatch(loop, future)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        with self._state:
+            self._require_open()
+            if not self._futures:
+                loop.add_reader(self.fileno(), self._wake)
+            elif self._futures[0].get_loop() is not loop:
+                raise BusyError(f"tasks of another event loop wait for {self.name}; one loop has a vector at a time")
+            future: asyncio.Future[None] = loop.create_future()
+            self._futures.append(future)
+            return future
+
+    def _unwatch(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        with self._state:
+            if future in self._futures:
+                self._futures.remove(future)
+                if not self._futures:
                     loop.remove_reader(self.fileno())
 
     def _wake(self) -> None:
-        for future in self._futures:
+        for future in tuple(self._futures):
             if not future.done():
                 future.set_result(None)
 
@@ -137,12 +161,12 @@ class IrqVector:
 
     def _close(self) -> None:
         with self._state:
-            if self._fd.closed:
+            if self._closing or self._fd.closed:
                 return
             self._closing = True
             # The waiters wake up, see the flag, and leave; only then may the number be given to another file.
             os.eventfd_write(self._fd.fileno(), 1)
-            self._state.wait_for(lambda: self._waiting == 0, timeout=10)
+            self._state.wait_for(lambda: self._waiting == 0, _LEAVE_TIMEOUT)
             futures, self._futures = self._futures, []
             loop = futures[0].get_loop() if futures else None
             if loop is None or loop.is_closed():
@@ -156,7 +180,14 @@ class IrqVector:
         os.close(fd)
         for future in futures:
             if not future.done():
-                future.set_exception(ClosedError(f"{self.name} was disabled while a task waited for it"))
+                future.set_exception(self._closed_error())
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"{self.name} was disabled")
 
     def __repr__(self) -> str:
         return f"<IrqVector {self.name}{' closed' if self._fd.closed else ''}>"
@@ -178,43 +209,60 @@ class IrqPoller:
             self.add(vector)
 
     def add(self, vector: IrqVector) -> None:
-        """Watch one more vector."""
+        """Watch one more vector; adding one twice does nothing."""
+        self._require_open()
         fd = vector.fileno()
-        self._epoll.register(fd, select.EPOLLIN)
-        self._vectors[fd] = vector
+        if self._vectors.get(fd) is not vector:
+            self._epoll.register(fd, select.EPOLLIN)
+            self._vectors[fd] = vector
 
     def remove(self, vector: IrqVector) -> None:
         """Stop watching a vector, which may be closed already."""
         for fd, each in list(self._vectors.items()):
             if each is vector:
                 del self._vectors[fd]
-                if not vector._fd.closed:
+                # The kernel forgets a file by itself when it is closed.
+                with suppress(OSError):
                     self._epoll.unregister(fd)
 
     def fileno(self) -> int:
         """Give the epoll's descriptor; readable when one of the vectors is."""
+        self._require_open()
         return self._epoll.fileno()
 
     def wait(self, timeout: float) -> list[tuple[IrqVector, int]]:
         """Wait until one of the vectors has interrupts; give each that has with its count.
 
+        Vectors that are disabled meanwhile are watched no longer.
+
         Raises:
             DeadlineError: none came within ``timeout`` seconds.
-            ClosedError: the poller is closed.
+            ClosedError: the poller is closed, or the last vector that it watched was disabled.
         """
-        if self._epoll.closed:
-            raise ClosedError("this poller is closed")
-        if timeout < 0:
-            raise ArgumentError(f"timeout {timeout} is negative")
-        deadline = time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while True:
-            ready = self._epoll.poll(max(0.0, deadline - time.monotonic()), max(1, len(self._vectors)))
-            found = [(vector, vector.drain()) for vector in map(self._vectors.get, (fd for fd, _ in ready)) if vector]
-            counted = [(vector, count) for vector, count in found if count]
+            self._require_open()
+            watched = len(self._vectors)
+            ready = self._epoll.poll(_left(deadline), max(1, watched))
+            found = [self._vectors[fd] for fd, _ in ready if fd in self._vectors]
+            counted = [(vector, count) for vector in found if (count := self._look(vector))]
             if counted:
                 return counted
+            if watched and not self._vectors:
+                raise ClosedError("the vectors that this poller watched were disabled")
             if time.monotonic() >= deadline:
                 raise DeadlineError(f"no interrupt on any of {len(self._vectors)} vectors within {timeout:g} s")
+
+    def _look(self, vector: IrqVector) -> int:
+        try:
+            return vector.drain()
+        except ClosedError:
+            self.remove(vector)
+            return 0
+
+    def _require_open(self) -> None:
+        if self._epoll.closed:
+            raise ClosedError("this poller is closed")
 
     def close(self) -> None:
         """Stop watching; closing twice does nothing."""
@@ -227,3 +275,13 @@ class IrqPoller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _deadline(timeout: float) -> float:
+    if not 0 <= timeout < math.inf:
+        raise ArgumentError(f"timeout {timeout} is not a number of seconds from 0 on")
+    return time.monotonic() + timeout
+
+
+def _left(deadline: float) -> float:
+    return min(max(0.0, deadline - time.monotonic()), _LONGEST_LOOK)
