@@ -241,6 +241,22 @@ void lock_reset(struct memory_lock *lock)
 
 /* ---- readers ---- */
 
+/*
+ * The slot is ours, the gate is not open. The slot may not be stored to again: a writer may have set WAITED in it
+ * already, and would never be woken.
+ */
+int lock_enter_closed(struct memory_lock *lock, struct reader_slot **slot)
+{
+    /* the writer itself may read: nobody else is in, and nothing will be taken away under it */
+    uint32_t refuse = lock_write_owned(lock) ? ~GATE_WRITER : ~0u;
+
+    if ((atomic_load(&lock->gate) & refuse) == 0)
+        return LOCK_ENTERED;
+    lock_leave(*slot);
+    *slot = NULL;
+    return -EBUSY;
+}
+
 int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot)
 {
     struct reader_slot *mine = NULL;
@@ -249,16 +265,11 @@ int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot)
     *slot = NULL;
     if (error != 0)
         return error;
-    /* the writer itself may read: nobody else is in, and nothing will be taken away under it */
-    uint32_t refuse = lock_write_owned(lock) ? ~GATE_WRITER : ~0u;
-
-    atomic_store(&mine->word, 1);
-    if ((atomic_load(&lock->gate) & refuse) != 0) {
-        lock_leave(mine);
+    if (atomic_load(&lock->gate) != 0 && !lock_write_owned(lock))
         return -EBUSY;
-    }
+    atomic_store(&mine->word, 1);
     *slot = mine;
-    return LOCK_ENTERED;
+    return lock_enter_closed(lock, slot);
 }
 
 int lock_acquire(struct memory_lock *lock)

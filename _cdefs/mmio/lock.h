@@ -95,8 +95,9 @@ void lock_init(struct memory_lock *lock);
 /* Open the gate and empty every slot: for a lock that nobody uses any more. */
 void lock_reset(struct memory_lock *lock);
 
-/* Reader, slow ways: first use by this thread, a closed gate (-EBUSY), a nested explicit section. */
+/* Reader, slow ways: outside, and with the slot taken but the gate not open (-EBUSY, unless the writer is us). */
 int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot);
+int lock_enter_closed(struct memory_lock *lock, struct reader_slot **slot);
 void lock_wake_writer(struct reader_slot *slot);
 int lock_acquire(struct memory_lock *lock);
 int lock_release(struct memory_lock *lock);
@@ -165,7 +166,7 @@ static inline int lock_enter(struct memory_lock *lock, struct reader_slot **slot
     atomic_store_explicit(&mine->word, 1, memory_order_seq_cst);
     *slot = mine;
     if (unlikely(atomic_load_explicit(&lock->gate, memory_order_seq_cst) != 0))
-        return lock_enter_slow(lock, slot);
+        return lock_enter_closed(lock, slot);
     return LOCK_ENTERED;
 }
 
