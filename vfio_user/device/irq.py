@@ -110,7 +110,9 @@ class IrqIndex:
             VfioIoctlError: the kernel refused: EINVAL while another kind is enabled, ENOSPC or EBUSY when it has no
                 vectors left.
         """
-        self._require(count)
+        self._require()
+        if not 1 <= count <= self.count:
+            raise BoundsError(f"{count} vectors of {self._name}: it has {self._vectors_there()}, and the least is 1")
         with self._lock:
             if self._vectors:
                 raise BusyError(f"{self._name} has {len(self._vectors)} vectors enabled; disable() them first")
@@ -132,7 +134,7 @@ class IrqIndex:
             BusyError: it is enabled already.
             UnsupportedError: this kernel or device can't add vectors to those that `enable` has set up.
         """
-        self._require(number + 1)
+        self._require_vector(number)
         with self._lock:
             if number in self._vectors:
                 raise BusyError(f"vector {number} of {self._name} is enabled already")
@@ -251,19 +253,23 @@ class IrqIndex:
     def _name(self) -> str:
         return f"{self._vdev.name} {self.label}"
 
-    def _require(self, count: int) -> None:
-        if count < 1:
-            raise BoundsError(f"{count} vectors of {self._name}: the least is 1")
+    def _require(self) -> None:
         if self.count == 0:
             raise UnsupportedError(f"{self._vdev.name} has no {self.label} interrupt")
-        if count > self.count:
-            raise BoundsError(f"{self._name} has {self.count} vectors (0 to {self.count - 1}), not {count}")
+
+    def _require_vector(self, number: int) -> None:
+        self._require()
+        if not 0 <= number < self.count:
+            raise BoundsError(f"there is no vector {number} of {self._name}: it has {self._vectors_there()}")
+
+    def _vectors_there(self) -> str:
+        return f"{self.count} (0 to {self.count - 1})" if self.count > 1 else "1 (0)"
 
     def _make(self, number: int) -> IrqVector:
         return IrqVector(number, f"{self._name} {number}")
 
     def _mask(self, number: int, action: int) -> None:
-        self._require(number + 1)
+        self._require_vector(number)
         if not self.flags & IrqFlags.MASKABLE:
             raise UnsupportedError(f"the kernel can't mask {self._name}; use the device's own mask registers")
         self._set(lib.VFIO_IRQ_SET_DATA_NONE | action, number, 1)
