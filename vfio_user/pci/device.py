@@ -14,7 +14,7 @@ from vfio_user.device.info import RegionInfo, SparseArea
 from vfio_user.device.irq import IrqIndex
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.device.region import Region
-from vfio_user.errors import UnsupportedError
+from vfio_user.errors import BoundsError, UnsupportedError
 from vfio_user.iommu import AddressSpace, DmaBuffer
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE, Backing
@@ -70,15 +70,18 @@ class PciIrqs:
     """The interrupt kinds of a PCI device, by their names."""
 
     def __init__(self, vdev: VfioDevice) -> None:
-        self.intx: IrqIndex = vdev.irqs[lib.VFIO_PCI_INTX_IRQ_INDEX]
+        kinds = vdev.irqs
+        if len(kinds) < lib.VFIO_PCI_NUM_IRQS:
+            raise BoundsError(f"{vdev.name} has no interrupt index {len(kinds)}; PCI has {lib.VFIO_PCI_NUM_IRQS} kinds")
+        self.intx: IrqIndex = kinds[lib.VFIO_PCI_INTX_IRQ_INDEX]
         """The legacy interrupt line: level, automasked."""
-        self.msi: IrqIndex = vdev.irqs[lib.VFIO_PCI_MSI_IRQ_INDEX]
+        self.msi: IrqIndex = kinds[lib.VFIO_PCI_MSI_IRQ_INDEX]
         """Message-signalled interrupts."""
-        self.msix: IrqIndex = vdev.irqs[lib.VFIO_PCI_MSIX_IRQ_INDEX]
+        self.msix: IrqIndex = kinds[lib.VFIO_PCI_MSIX_IRQ_INDEX]
         """Message-signalled interrupts, extended: a table of vectors."""
-        self.err: IrqIndex = vdev.irqs[lib.VFIO_PCI_ERR_IRQ_INDEX]
+        self.err: IrqIndex = kinds[lib.VFIO_PCI_ERR_IRQ_INDEX]
         """An uncorrectable error was reported (AER)."""
-        self.req: IrqIndex = vdev.irqs[lib.VFIO_PCI_REQ_IRQ_INDEX]
+        self.req: IrqIndex = kinds[lib.VFIO_PCI_REQ_IRQ_INDEX]
         """The kernel asks for the device back: release it promptly, and touch no sysfs file of it."""
 
 
@@ -216,9 +219,11 @@ class PciDevice:
         Raises:
             DeadlineError: calls are still in it; nothing is closed then.
         """
-        self.vdev.close()
-        if self._owns_space:
-            self.address_space.close()
+        try:
+            self.vdev.close()
+        finally:
+            if self._owns_space and self.closed:
+                self.address_space.close()
 
     def __enter__(self) -> Self:
         return self
