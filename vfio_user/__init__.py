@@ -11,11 +11,14 @@ from __future__ import annotations
 from vfio_user._mmio import Program
 from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
 from vfio_user.device import (
+    DeviceHealth,
     DeviceOps,
+    DeviceSet,
     Embedded,
     IrqIndex,
     IrqPoller,
     IrqVector,
+    PeerMapping,
     Region,
     VfioDevice,
     container_of,
@@ -24,13 +27,15 @@ from vfio_user.device import (
 from vfio_user.errors import VfioError
 from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
 from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
-from vfio_user.pci import PCI_OPS, PciDevice
+from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
 from vfio_user.session import Devices, open, open_all
 
 __all__ = [
     "PCI_OPS",
     "AddressSpace",
+    "DeviceHealth",
     "DeviceOps",
+    "DeviceSet",
     "Devices",
     "DmaBuffer",
     "DmaMapping",
@@ -45,14 +50,19 @@ __all__ = [
     "IrqVector",
     "PciAddress",
     "PciDevice",
+    "PciDeviceSet",
     "PciFunction",
     "PciId",
+    "PeerMapping",
     "Program",
     "Region",
+    "ResetPlan",
+    "ResetReport",
     "Vaddr",
     "VfioDevice",
     "VfioError",
     "container_of",
+    "hot_reset",
     "open",
     "open_all",
     "open_devices",

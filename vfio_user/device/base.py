@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 import weakref
 from contextlib import ExitStack
 from types import TracebackType
 
 from vfio_user._mmio import Window
+from vfio_user.device.health import DeviceHealth
 from vfio_user.device.info import DeviceInfo
 from vfio_user.device.irq import IrqIndex
+from vfio_user.device.memory import DeviceMemory
 from vfio_user.device.ops import DeviceOps
 from vfio_user.device.region import Region
 from vfio_user.device.window import map_regions
 from vfio_user.errors import BoundsError, BusyError, ClosedError, DeadlineError
 from vfio_user.iommu import AddressSpace
 from vfio_user.kernel.fd import OwnedFd
+from vfio_user.memory import ZapReason
 
 __all__ = ["DeviceState", "VfioDevice", "open_devices"]
 
@@ -80,15 +84,17 @@ class VfioDevice:
         self._opened = False
         self.state = DeviceState.INIT
         """Where it is in its life."""
-        self.window: Window | None = None
-        """The addresses that its regions are mapped at; `None` when it has none that can be mapped."""
+        self.memory = DeviceMemory(None)
+        """Its mapped memory, as it is taken away and given back."""
+        self._verdict: DeviceHealth | None = None
         try:
             ops.init(self)
             self.info: DeviceInfo = ops.device_info(self)
             """What the kernel says of it."""
             infos = [ops.region_info(self, index) for index in range(self.info.num_regions)]
             areas = {each.index: (each, ops.mappable_areas(self, each)) for each in infos}
-            self.window, mapped = map_regions(fd.fileno(), name, areas)
+            window, mapped = map_regions(fd.fileno(), name, areas)
+            self.memory = DeviceMemory(window)
             self.regions: tuple[Region | None, ...] = tuple(
                 Region(self, each, mapped.get(each.index)) if each.size else None for each in infos
             )
@@ -99,7 +105,7 @@ class VfioDevice:
             )
             """Its interrupt kinds by index; those that it lacks have a count of 0."""
         except BaseException:
-            self._release()
+            self._release(0.0)
             raise
 
     # -- life
@@ -146,9 +152,10 @@ class VfioDevice:
         with self._close_lock:
             if self.state is DeviceState.CLOSED:
                 return
+            deadline = time.monotonic() + timeout
             self.unregister(timeout)
             with ExitStack() as stack:
-                stack.callback(self._release)
+                stack.callback(lambda: self._release(max(0.0, deadline - time.monotonic())))
                 # A forked child has no file to ask through, and leaves the device to its parent.
                 if self._opened and not self._fd.closed:
                     self._opened = False
@@ -156,21 +163,49 @@ class VfioDevice:
                     for irq in self.irqs:
                         stack.callback(irq.disable)
 
-    def _release(self) -> None:
+    def _release(self, timeout: float) -> None:
         # A mapping that stays holds the device's file open, and with it the device: the window goes first.
-        if self.window is not None:
-            self.window.close()
+        failures = self.memory.close(timeout)
         self.state = DeviceState.CLOSED
         with _registry_lock:
             if _registry.get(self.name) is self:
                 del _registry[self.name]
         self._fd.close()
         self.address_space.detach()
+        for more in failures[1:]:
+            failures[0].add_note(f"also: {more}")
+        if failures:
+            raise failures[0]
 
     @property
     def closed(self) -> bool:
         """Tell whether it was closed."""
         return self.state is DeviceState.CLOSED
+
+    # -- state
+
+    @property
+    def forked(self) -> bool:
+        """Tell whether it was opened by the parent process, which alone may use it."""
+        return self._fd.forked
+
+    @property
+    def window(self) -> Window | None:
+        """The addresses that its regions are mapped at; `None` when it has none that can be mapped."""
+        return self.memory.window
+
+    @property
+    def health(self) -> DeviceHealth:
+        """What state it is in, as far as this process knows."""
+        if self._verdict is not None:
+            return self._verdict
+        if self.memory.refused:
+            return DeviceHealth.REFUSED
+        return DeviceHealth.MEMORY_OFF if self.memory.reason is ZapReason.DISABLED else DeviceHealth.OK
+
+    def judge(self, verdict: DeviceHealth | None) -> None:
+        """Say what state it is in, where its memory does not tell; `None` takes that back. For resets."""
+        self._verdict = verdict
 
     # -- use
 
@@ -218,7 +253,8 @@ class VfioDevice:
                 self._condition.notify_all()
 
     def __repr__(self) -> str:
-        return f"<VfioDevice {self.name} {self.ops.name} {self.state.value}>"
+        health = "" if self.closed or self.health is DeviceHealth.OK else f", {self.health.value}"
+        return f"<VfioDevice {self.name} {self.ops.name} {self.state.value}{health}>"
 
 
 def open_devices() -> tuple[VfioDevice, ...]:

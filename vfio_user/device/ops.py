@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,13 +54,19 @@ class DeviceOps:
     write: Callable[[VfioDevice, int, bytes], None]
     """Write to the device's file: file offset, data: ``pwrite``."""
     reset: Callable[[VfioDevice], None]
-    """Reset the device: ``VFIO_DEVICE_RESET``."""
+    """Reset the device alone: ``VFIO_DEVICE_RESET``."""
+    reset_set: Callable[[VfioDevice, Sequence[int]], None]
+    """Reset all devices of the device's set, the files of their groups given: on PCI ``VFIO_DEVICE_PCI_HOT_RESET``."""
     init: Callable[[VfioDevice], None]
     """Called once when the device is made, before it can be used."""
     open_device: Callable[[VfioDevice], None]
     """Called when the device is open, before its first user."""
     close_device: Callable[[VfioDevice], None]
     """Called when its last user is gone, before its file is closed."""
+    open_first: Callable[[VfioDevice], None]
+    """Called for the first device of a set that is opened, before `open_device`, under the set's lock."""
+    close_last: Callable[[VfioDevice], None]
+    """Called for the last device of a set that is closed, before `close_device`, under the set's lock."""
 
 
 def _device_info(vdev: VfioDevice) -> info.DeviceInfo:
@@ -129,6 +135,10 @@ def _reset(vdev: VfioDevice) -> None:
     ioctl(vdev.fileno(), requests.VFIO_DEVICE_RESET, device=vdev.name)
 
 
+def _reset_set(vdev: VfioDevice, group_fds: Sequence[int]) -> None:
+    raise UnsupportedError(f"{vdev.name}: its bus has no way to reset several devices together")
+
+
 def _nothing(vdev: VfioDevice) -> None:
     """The core needs no work of its own here."""
 
@@ -144,7 +154,10 @@ CORE_OPS = DeviceOps(
     read=_read,
     write=_write,
     reset=_reset,
+    reset_set=_reset_set,
     init=_nothing,
     open_device=_nothing,
     close_device=_nothing,
+    open_first=_nothing,
+    close_last=_nothing,
 )

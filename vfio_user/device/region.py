@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vfio_user._mmio import Mmio, Program
 from vfio_user.device.info import RegionInfo
+from vfio_user.device.p2p import PeerMapping, map_region
 from vfio_user.device.registers import FileRegisters, Registers
 from vfio_user.errors import ArgumentError, BoundsError, UnsupportedError
 from vfio_user.kernel.uapi import RegionFlags
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy
 
     from vfio_user.device.base import VfioDevice
+    from vfio_user.iommu import AddressSpace
 
 __all__ = ["Region"]
 
@@ -33,7 +35,8 @@ class Region:
     """
 
     def __init__(self, vdev: VfioDevice, info: RegionInfo, mmio: Mmio | None) -> None:
-        self._vdev = vdev
+        self.vdev = vdev
+        """The device that it belongs to."""
         self.info = info
         """What the kernel says of it."""
         self.mmio = mmio
@@ -58,7 +61,7 @@ class Region:
     @property
     def name(self) -> str:
         """Device and index, for messages."""
-        return f"{self._vdev.name} region {self.info.index}"
+        return f"{self.vdev.name} region {self.info.index}"
 
     @property
     def size(self) -> int:
@@ -83,16 +86,16 @@ class Region:
         self._check(offset, size)
         if not self.flags & RegionFlags.READ:
             raise UnsupportedError(f"{self.name} can't be read")
-        with self._vdev.user():
-            return self._vdev.ops.read(self._vdev, self.info.file_offset + offset, size)
+        with self.vdev.user():
+            return self.vdev.ops.read(self.vdev, self.info.file_offset + offset, size)
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes through the device's file. Raises as `pread` does."""
         self._check(offset, len(data))
         if not self.flags & RegionFlags.WRITE:
             raise UnsupportedError(f"{self.name} can't be written")
-        with self._vdev.user():
-            self._vdev.ops.write(self._vdev, self.info.file_offset + offset, bytes(data))
+        with self.vdev.user():
+            self.vdev.ops.write(self.vdev, self.info.file_offset + offset, bytes(data))
 
     # -- mapped
 
@@ -157,6 +160,40 @@ class Region:
         import numpy
 
         return numpy.frombuffer(self.view(), dtype=dtype)
+
+    def map_for(
+        self,
+        space: AddressSpace,
+        offset: int = 0,
+        size: int | None = None,
+        *,
+        iova: int | None = None,
+        iova_limit: int | None = None,
+        read: bool = True,
+        write: bool = True,
+    ) -> PeerMapping:
+        """Let the devices of an address space reach this memory (peer to peer).
+
+        It is taken from them while the memory is away, and comes back with it at the same IOVA. Don't map a view by
+        `AddressSpace.map` instead: nobody would take that away.
+
+        Args:
+            space: the address space of the devices that are to reach it.
+            offset: where the part begins, a multiple of the page size.
+            size: its size in bytes; by default up to the end.
+            iova: where; by default the address space chooses.
+            iova_limit: see `AddressSpace.alloc`.
+            read: devices may read it.
+            write: devices may write it.
+
+        Raises:
+            UnsupportedError: the region can't be mapped.
+            ZappedError: the memory is away.
+            BoundsError, AlignmentError: the part is outside of what is mapped, or not made of whole pages.
+            VfioIoctlError: the kernel refused: EFAULT when decoding is off, or where this IOMMU can't do it.
+        """
+        self._mapped()
+        return map_region(self, space, offset, size, iova=iova, iova_limit=iova_limit, read=read, write=write)
 
     # -- inside
 

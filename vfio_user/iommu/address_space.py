@@ -299,8 +299,8 @@ class AddressSpace:
                     return
                 del self._mappings[mapping.iova]
             try:
-                unmapped = self._backend.unmap(mapping.iova, mapping.size)
-                if unmapped != mapping.size:
+                unmapped = 0 if mapping.suspended else self._backend.unmap(mapping.iova, mapping.size)
+                if unmapped != mapping.size and not mapping.suspended:
                     raise VfioError(
                         f"the kernel unmapped {unmapped:#x} bytes of {mapping!r}; its memory is kept, "
                         "because a device may still write to it"
@@ -315,7 +315,7 @@ class AddressSpace:
         with self._gate.alone():
             ending = self.mappings
             unmapped = self._backend.unmap_all()
-            expected = sum(mapping.size for mapping in ending)
+            expected = sum(mapping.size for mapping in ending if not mapping.suspended)
             if unmapped < expected:
                 raise VfioError(f"the kernel unmapped {unmapped:#x} bytes of {expected:#x}; the memory is kept")
             self._end(ending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import weakref
 
 from vfio_user._uapi import ffi, lib
 from vfio_user.errors import NotViableError, UnsupportedError, VfioIoctlError
@@ -11,7 +12,15 @@ from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import ioctl, requests
 
-__all__ = ["Group"]
+__all__ = ["Group", "open_group"]
+
+_open: weakref.WeakValueDictionary[int, Group] = weakref.WeakValueDictionary()
+
+
+def open_group(number: int) -> Group | None:
+    """Give the group of that number if this process has it open: having it open is what owning its devices means."""
+    found = _open.get(number)
+    return found if found is not None and not found.fd.closed else None
 
 
 class Group:
@@ -39,6 +48,7 @@ class Group:
         self.noiommu = noiommu
         path = f"/dev/vfio/{'noiommu-' if noiommu else ''}{number}"
         self.fd = explain.open_node(path, lambda code: explain.group_open(code, number, path))
+        _open[number] = self
 
     @property
     def status(self) -> int:

@@ -23,7 +23,7 @@ class DmaMapping:
         `unmap()` may be called from any thread, and more than once.
     """
 
-    __slots__ = ("_keepalive", "_space", "iova", "size", "vaddr")
+    __slots__ = ("_keepalive", "_space", "iova", "size", "suspended", "vaddr")
 
     def __init__(self, space: AddressSpace, iova: Iova, vaddr: Vaddr, size: int, keepalive: object) -> None:
         self._space: AddressSpace | None = space
@@ -34,11 +34,13 @@ class DmaMapping:
         """Where this process finds it."""
         self.size = size
         """Bytes, a multiple of the IOMMU's page size."""
+        self.suspended = False
+        """It is taken from the devices for a while, and keeps its IOVA; see `vfio_user.iommu.suspend`."""
 
     @property
     def mapped(self) -> bool:
-        """Tell whether devices still reach it."""
-        return self._space is not None
+        """Tell whether devices reach it."""
+        return self._space is not None and not self.suspended
 
     def unmap(self) -> None:
         """Take it from the devices; unmapping twice does nothing.
@@ -63,5 +65,5 @@ class DmaMapping:
         self.unmap()
 
     def __repr__(self) -> str:
-        state = "" if self.mapped else " unmapped"
+        state = "" if self.mapped else " suspended" if self._space is not None else " unmapped"
         return f"<DmaMapping {self.iova:#x}..{self.iova + self.size - 1:#x}{state}>"

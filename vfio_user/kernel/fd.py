@@ -64,6 +64,11 @@ class OwnedFd:
         """Tell whether it was closed."""
         return self._fd < 0
 
+    @property
+    def forked(self) -> bool:
+        """Tell whether the parent process opened it; a forked child's copy is closed."""
+        return self._forked
+
     def close(self) -> None:
         """Close the descriptor; closing twice does nothing."""
         # The number is forgotten before it is closed: the kernel hands it out again at once, and a second close by

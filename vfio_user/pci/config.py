@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from vfio_user.device.region import Region
@@ -153,12 +154,17 @@ class ConfigSpace:
     Lifetime:
         Lives as long as its device.
     Locking:
-        Each access is one system call. Read-modify-write methods such as `set_command` are not atomic against other
-        threads that write the same register.
+        Each access is one system call. Writes and `set_command` are kept apart from each other and from resets by the
+        device's `ConfigGuard`; other sequences of read, modify and write are for the caller to keep apart.
+
+    A write that takes the device's memory away (memory decoding off, D3) waits for who is inside of `Region.access`;
+    one that gives it back maps it again; one that starts a function-level reset is a `PciDevice.reset`.
     """
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: Region, alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Give a face to the region that is the configuration space; ``alone`` keeps other writers out."""
         self._region = region
+        self._alone = alone
 
     @property
     def size(self) -> int:
@@ -191,9 +197,9 @@ class ConfigSpace:
         """Write 32 bits, little-endian; the offset is a multiple of 4."""
         self._write(offset, 4, value)
 
-    def dump(self) -> bytes:
-        """Read all of it."""
-        return self._region.pread(0, self.size)
+    def dump(self, size: int | None = None) -> bytes:
+        """Read all of it, or the first ``size`` bytes."""
+        return self._region.pread(0, self.size if size is None else size)
 
     def _check(self, offset: int, width: int) -> None:
         if not 0 <= offset <= self.size - width:
@@ -290,10 +296,11 @@ class ConfigSpace:
 
     def set_command(self, *, enable: int = 0, disable: int = 0) -> None:
         """Set and clear bits of the command register."""
-        before = int(self.command)
-        after = (before | enable) & ~disable & 0xFFFF
-        if after != before:
-            self.command = Command(after)
+        with self._alone():
+            before = int(self.command)
+            after = (before | enable) & ~disable & 0xFFFF
+            if after != before:
+                self.command = Command(after)
 
     # -- capabilities
 

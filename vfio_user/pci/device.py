@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
 from vfio_user._uapi import lib
 from vfio_user.addresses import PciAddress
 from vfio_user.device.base import VfioDevice
-from vfio_user.device.embed import Embedded
+from vfio_user.device.embed import Embedded, container_of
+from vfio_user.device.health import DeviceHealth
 from vfio_user.device.info import RegionInfo, SparseArea
 from vfio_user.device.irq import IrqIndex
+from vfio_user.device.memory import locked
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.device.region import Region
-from vfio_user.errors import BoundsError, UnsupportedError
+from vfio_user.errors import BoundsError, MemoryDisabledError, NotRestoredError, ResetFailedError, UnsupportedError
 from vfio_user.iommu import AddressSpace, DmaBuffer
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE, Backing
+from vfio_user.kernel.sysfs import PciFunction
+from vfio_user.kernel.uapi import DeviceFlags
+from vfio_user.memory import ZapReason
+from vfio_user.pci import hot_reset_info
 from vfio_user.pci.config import Command, ConfigSpace
+from vfio_user.pci.devset import LOCK_TIMEOUT, set_of
+from vfio_user.pci.guard import ConfigGuard
+from vfio_user.pci.member import Member
 from vfio_user.pci.msix import cut_hole, find_table
+from vfio_user.pci.report import PhaseClock, ResetReport
+from vfio_user.pci.reset import ResetTransaction
+from vfio_user.pci.snapshot import ConfigSnapshot
 
 __all__ = ["PCI_OPS", "PciDevice", "PciIrqs", "ResetListener"]
 
@@ -46,12 +61,28 @@ def _mappable_areas(vdev: VfioDevice, region: RegionInfo) -> tuple[SparseArea, .
     return cut_hole(areas, table.offset, table.size, PAGE_SIZE)
 
 
+def _write(vdev: VfioDevice, file_offset: int, data: bytes) -> None:
+    def plain(file_offset: int, data: bytes) -> None:
+        CORE_OPS.write(vdev, file_offset, data)
+
+    container_of(vdev, PciDevice.vdev).guard.write(file_offset, data, plain)
+
+
+def _reset_set(vdev: VfioDevice, group_fds: Sequence[int]) -> None:
+    hot_reset_info.hot_reset(vdev.fileno(), group_fds, vdev.name)
+
+
 def _irq_label(vdev: VfioDevice, index: int) -> str:
     return _IRQ_LABELS.get(index) or CORE_OPS.irq_label(vdev, index)
 
 
 PCI_OPS: DeviceOps = dataclasses.replace(
-    CORE_OPS, name="vfio-pci", mappable_areas=_mappable_areas, irq_label=_irq_label
+    CORE_OPS,
+    name="vfio-pci",
+    mappable_areas=_mappable_areas,
+    irq_label=_irq_label,
+    write=_write,
+    reset_set=_reset_set,
 )
 """The ops table of PCI devices; a variant driver replaces single entries of it."""
 
@@ -60,10 +91,10 @@ class ResetListener(Protocol):
     """Who is told of a device's resets: its driver."""
 
     def reset_prepare(self) -> None:
-        """Stop work: a reset is about to happen."""
+        """Stop work: a reset is about to happen. What it raises is told after the reset, which it can't keep off."""
 
     def reset_done(self) -> None:
-        """Start again: the reset is over."""
+        """Start again: the reset is over, or was called off."""
 
 
 class PciIrqs:
@@ -84,6 +115,11 @@ class PciIrqs:
         self.req: IrqIndex = kinds[lib.VFIO_PCI_REQ_IRQ_INDEX]
         """The kernel asks for the device back: release it promptly, and touch no sysfs file of it."""
 
+    @property
+    def delivered(self) -> tuple[IrqIndex, ...]:
+        """The kinds that the device itself sends; ERR and REQ come from the kernel, and survive resets."""
+        return (self.intx, self.msi, self.msix)
+
 
 class PciDevice:
     """A PCI function opened through VFIO; `vfio_user.open` makes one.
@@ -94,7 +130,7 @@ class PciDevice:
         `close()`, or the ``with`` block. Closing twice does nothing. DMA buffers and the address space may be closed
         before or after.
     Locking:
-        All methods may be called from any thread.
+        All methods may be called from any thread. Opening, closing and resetting take the lock of `device_set`.
     """
 
     vdev = Embedded["PciDevice", VfioDevice]()
@@ -130,11 +166,17 @@ class PciDevice:
             vdev = self.vdev
             self.bars: tuple[Region | None, ...] = vdev.regions[: lib.VFIO_PCI_ROM_REGION_INDEX]
             """The six BARs; `None` where it has none, and for the upper half of a 64-bit one."""
-            self.config = ConfigSpace(vdev.region(lib.VFIO_PCI_CONFIG_REGION_INDEX))
+            space_info = vdev.region(lib.VFIO_PCI_CONFIG_REGION_INDEX)
+            self.guard = ConfigGuard(self, space_info.info.file_offset, space_info.size)
+            """Watches over writes to its configuration space."""
+            self.config = ConfigSpace(space_info, self.guard.alone)
             """Its configuration space."""
             self.irqs = PciIrqs(vdev)
             """Its interrupts."""
-            vdev.register()
+            self._before_reset: ConfigSnapshot | None = None  # what a reset that failed leaves for the next one
+            self.device_set = set_of(PciFunction(address), fd.fileno())
+            """The devices that are hot-reset with it, as far as they are open here."""
+            self.device_set.join(vdev, vdev.register)
         except BaseException:
             self.vdev.close()
             raise
@@ -191,39 +233,81 @@ class PciDevice:
         """Allocate memory that the device reaches; see `AddressSpace.alloc`."""
         return self.address_space.alloc(size, iova_limit=iova_limit, backing=backing)
 
-    def reset(self) -> None:
-        """Reset this function alone: ``VFIO_DEVICE_RESET``.
+    def reset(self, *, lock_timeout: float = LOCK_TIMEOUT) -> ResetReport:
+        """Reset this function alone: ``VFIO_DEVICE_RESET``; see `vfio_user.pci.reset.ResetTransaction`.
 
-        Its driver is told before and after. Interrupts that were enabled are armed again, on the same eventfds.
+        Args:
+            lock_timeout: seconds for the set's lock and the memory lock together.
 
         Raises:
             UnsupportedError: the kernel has no way to reset it alone.
-            VfioIoctlError: EAGAIN when the device is busy in the kernel; EINVAL, ENOTTY when the reset failed.
+            MemoryLockBusyError: a reader did not leave in time; names device and thread. Nothing was reset.
+            BusyError: another reset is under way, or the kernel stayed busy. Nothing was reset.
+            ResetFailedError: it failed; the device stays switched off until another reset succeeds.
+            DeviceGoneError: the device does not answer any more.
+            NotRestoredError: it was done, but the driver, a peer's mapping or an interrupt did not come back.
+            LockOrderError: this thread is inside of a read section.
         """
-        with self.vdev.user():
-            if self.driver is not None:
-                self.driver.reset_prepare()
-            for irq in self.vdev.irqs:
-                irq.quiesce()
-            try:
-                self.vdev.ops.reset(self.vdev)
-            finally:
-                for irq in self.vdev.irqs:
-                    irq.rearm()
-            if self.driver is not None:
-                self.driver.reset_done()
+        ops = self.vdev.ops
+        if ops.reset is CORE_OPS.reset and not self.vdev.info.flags & DeviceFlags.RESET:
+            ops.reset(self.vdev)  # refuses by name, before the driver is told
+        return self._reset_by("function reset", lambda: ops.reset(self.vdev), lock_timeout)
 
-    def close(self) -> None:
+    def revive(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """Find out why the memory is away, and bring it back if that is possible.
+
+        For a device whose memory the kernel refused (``vdev.health`` is `DeviceHealth.REFUSED`), and after something
+        else than this process has switched its memory on again.
+
+        Raises:
+            DeviceGoneError: it does not answer any more.
+            MemoryDisabledError: memory decoding is off, or it is in D3.
+            ResetFailedError: it needs a reset.
+            NotRestoredError: the memory is back, but not for all of its peers.
+            MemoryLockBusyError: a reader did not leave in time.
+        """
+        memory = self.vdev.memory
+        with self.vdev.user() as fd, self.guard.alone(lock_timeout), locked((memory,), lock_timeout):
+            gone = Member(self).find_gone()
+            if gone is not None:
+                self.vdev.judge(DeviceHealth.GONE)
+                memory.take_away(ZapReason.GONE)
+                raise gone
+            if self.vdev.health is DeviceHealth.NEEDS_RESET:
+                raise ResetFailedError(f"the last reset of {self.name} failed: reset it again", [self.name])
+            if not self.guard.memory_on():
+                memory.take_away(ZapReason.DISABLED)
+                raise MemoryDisabledError(
+                    f"{self.name} does not answer in memory space: set Command.MEMORY, or leave D3, and it comes back"
+                )
+            self.vdev.judge(None)
+            failures = memory.give_back(fd)
+        if failures:
+            raise NotRestoredError(f"the memory of {self.name} is back, but not for all of its peers", failures)
+
+    def close(self, timeout: float = 10.0) -> None:
         """Give the device back; closing twice does nothing.
 
         Raises:
-            DeadlineError: calls are still in it; nothing is closed then.
+            DeadlineError: calls are still in it after ``timeout`` seconds; nothing is closed then.
+            BusyError: it was being reset, or a reader held the memory lock, for as long; call again.
         """
+        vdev = self.vdev
         try:
-            self.vdev.close()
+            if vdev.forked:
+                vdev.close(timeout)  # whoever had the set's lock is in the parent
+            elif not vdev.closed:
+                self.device_set.leave(vdev, lambda: vdev.close(timeout), timeout)
         finally:
             if self._owns_space and self.closed:
                 self.address_space.close()
+
+    def _reset_by(self, kind: str, act: Callable[[], None], lock_timeout: float) -> ResetReport:
+        clock, deadline = PhaseClock(), time.monotonic() + lock_timeout
+        with ExitStack() as stack:
+            with clock.phase("lock of the set"):
+                stack.enter_context(self.device_set.locked(lock_timeout))
+            return ResetTransaction(kind, [self], act, clock, deadline).run()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,141 @@
+"""One device's part in a reset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vfio_user.device.health import DeviceHealth
+from vfio_user.errors import DeviceGoneError, VfioError
+from vfio_user.memory import ZapReason
+from vfio_user.pci.config import Command
+from vfio_user.pci.snapshot import DECODING, ConfigSnapshot, answers
+
+if TYPE_CHECKING:
+    from vfio_user.pci.device import PciDevice, ResetListener
+
+__all__ = ["Member"]
+
+
+class Member:
+    """The steps of a reset for one device; `ResetTransaction` says when.
+
+    Lifetime:
+        One for each device and reset. What a failed reset leaves for the next one is kept by the device.
+    Locking:
+        From `quiet` to `settle` the transaction holds the device's configuration and memory locks.
+    """
+
+    def __init__(self, pci: PciDevice) -> None:
+        self.pci = pci
+        self.vdev = pci.vdev
+        self.name = pci.name
+        self.guard = pci.guard
+        self.memory = pci.vdev.memory
+        self.failure: Exception | None = None
+        """Why the device is not usable after all; `None` when it is."""
+        self._driver: ResetListener | None = None
+        self._snapshot: ConfigSnapshot | None = None
+
+    @property
+    def works(self) -> bool:
+        """Tell whether it was reached by `quiet`, and nothing has failed since."""
+        return self._snapshot is not None and self.failure is None
+
+    # -- its driver
+
+    def prepare_driver(self) -> None:
+        """Tell the driver that a reset is about to happen."""
+        self._driver = self.pci.driver
+        if self._driver is not None:
+            self._driver.reset_prepare()
+
+    def finish_driver(self) -> None:
+        """Tell the driver that the reset is over, if the device can be used."""
+        driver, self._driver = self._driver, None
+        if driver is not None and driver is self.pci.driver and self.failure is None:
+            driver.reset_done()
+
+    # -- before
+
+    def quiet(self) -> None:
+        """Stop interrupts and bus mastering; what was there is noted."""
+        # After a reset that failed, the configuration from before that one is what the user had.
+        snapshot = self.pci._before_reset or ConfigSnapshot.take(self.pci.config)
+        self._snapshot = self.pci._before_reset = snapshot
+        self.vdev.judge(DeviceHealth.RESETTING)
+        for irq in self.pci.irqs.delivered:
+            irq.quiesce()
+        self._set_command(int(self.pci.config.command) & ~Command.MASTER)
+
+    def switch_off(self) -> None:
+        """Stop decoding, and only then leave low power: what wakes up must not answer yet."""
+        self._set_command(int(self.pci.config.command) & ~DECODING & ~Command.MASTER)
+        self.guard.wake()
+
+    # -- after
+
+    def find_gone(self) -> DeviceGoneError | None:
+        """Look whether the device still answers."""
+        try:
+            if answers(self.pci.config):
+                return None
+        except VfioError as error:
+            return DeviceGoneError(f"{self.name} can't be read any more: {error}")
+        return DeviceGoneError(f"{self.name} reads all-ones: it does not answer")
+
+    def restore_config(self) -> None:
+        """Put the header back, and COMMAND but for bus mastering.
+
+        Raises:
+            DeviceGoneError: it does not answer.
+            ResetFailedError: a base address is lost.
+        """
+        gone = self.find_gone()
+        if gone is not None:
+            raise gone
+        assert self._snapshot is not None
+        self._snapshot.restore(self.pci.config)
+        self._set_command(self._snapshot.command & ~Command.MASTER)
+
+    def revive(self, timeout: float) -> None:
+        """Map the memory again; when decoding is off by the user's choice, it stays away for that reason."""
+        if self.memory.window is None:
+            return
+        if self.guard.memory_on():
+            self.memory.window.revive(self.vdev.fileno(), timeout)
+        else:
+            self.memory.window.zap(ZapReason.DISABLED)
+
+    def rearm(self) -> list[VfioError]:
+        """Arm the interrupts on their eventfds; give what the kernel refused."""
+        failures: list[VfioError] = []
+        for irq in self.pci.irqs.delivered:
+            try:
+                irq.rearm()
+            except VfioError as error:
+                error.add_note(f"{self.name} {irq.label} is not armed; rearm() tries again")
+                failures.append(error)
+        return failures
+
+    def switch_on(self) -> None:
+        """Bus mastering as it was, last of all."""
+        assert self._snapshot is not None
+        if self._snapshot.command & Command.MASTER:
+            self._set_command(self._snapshot.command)
+
+    def settle(self) -> None:
+        """Say what state the device is in from here on."""
+        if self._snapshot is None:
+            return
+        if self.failure is None:
+            self.pci._before_reset = None
+            self.vdev.judge(None)
+            return
+        gone = isinstance(self.failure, DeviceGoneError)
+        self.vdev.judge(DeviceHealth.GONE if gone else DeviceHealth.NEEDS_RESET)
+        if self.memory.window is not None:
+            self.memory.window.zap(ZapReason.GONE if gone else ZapReason.FAILED)
+
+    def _set_command(self, value: int) -> None:
+        if int(self.pci.config.command) != value:
+            self.pci.config.command = Command(value)

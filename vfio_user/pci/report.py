@@ -1,0 +1,95 @@
+"""What a reset did, phase by phase, and how long each took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["PhaseClock", "ResetPhase", "ResetReport"]
+
+RESET_PHASE = "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetPhase:
+    """One phase of a reset."""
+
+    name: str
+    """What was done."""
+    seconds: float
+    """How long it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetReport:
+    """What a reset did. ``str()`` makes a table of it for people, `to_json` plain data.
+
+    Lifetime:
+        A value.
+    Locking:
+        None; immutable.
+    """
+
+    kind: str
+    """What was done: ``"hot reset"``, ``"function reset"``."""
+    devices: tuple[str, ...]
+    """The devices of this process that were reset, ordered."""
+    phases: tuple[ResetPhase, ...]
+    """The phases in their order."""
+    attempts: int
+    """How often the kernel was asked: more than once when it was busy."""
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it took."""
+        return sum(each.seconds for each in self.phases)
+
+    @property
+    def reset_seconds(self) -> float:
+        """How long the kernel took, which is what the same request takes by itself."""
+        return sum(each.seconds for each in self.phases if each.name == RESET_PHASE)
+
+    def to_json(self) -> dict[str, object]:
+        """Give it as plain data; times are in seconds."""
+        return {
+            "kind": self.kind,
+            "devices": list(self.devices),
+            "attempts": self.attempts,
+            "seconds": self.seconds,
+            "phases": [{"name": each.name, "seconds": each.seconds} for each in self.phases],
+        }
+
+    def __str__(self) -> str:
+        width = max(len(each.name) for each in self.phases)
+        lines = [f"  {each.name:<{width}} {each.seconds * 1e3:>10.3f} ms" for each in self.phases]
+        head = f"{self.kind} of {', '.join(self.devices)}: {self.seconds * 1e3:.3f} ms"
+        return "\n".join([head, *lines])
+
+
+class PhaseClock:
+    """Take the time of phases.
+
+    Lifetime:
+        One for each reset.
+    Locking:
+        None: one thread uses it.
+    """
+
+    def __init__(self) -> None:
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Take the time of a ``with`` block; blocks of one name are added up."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - begin
+
+    @property
+    def phases(self) -> tuple[ResetPhase, ...]:
+        """The phases so far, in the order in which they began to be."""
+        return tuple(ResetPhase(name, seconds) for name, seconds in self._phases.items())
