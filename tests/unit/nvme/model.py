@@ -16,16 +16,16 @@ from types import SimpleNamespace
 from typing import cast
 from unittest import mock
 
-from vfio_user.addresses import IovaRange
+from vfio_user.addresses import Iova, IovaRange
 from vfio_user.device.vector import IrqVector
 from vfio_user.drivers.nvme import regs
 from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
 from vfio_user.drivers.nvme.opcodes import AdminOpcode, Cns, IoOpcode, LogPageId
 from vfio_user.errors import DeviceGoneError, ZappedError
 from vfio_user.iommu import AddressSpace, IommuMode
-from vfio_user.iommu.container import IommuInfo
+from vfio_user.iommu.info import IommuInfo
 from vfio_user.kernel.fd import OwnedFd
-from vfio_user.kernel.sysfs import PciFunction
+from vfio_user.kernel.sysfs import PciFunction, VfioNode
 from vfio_user.pci.device import PciDevice
 
 PAGE = 4096
@@ -37,18 +37,26 @@ class Iommu:
     """A back end of `AddressSpace` that translates in Python."""
 
     mode = IommuMode.TYPE1V2
+    maps_files = False
 
     def __init__(self) -> None:
         self.maps: dict[int, tuple[int, int]] = {}
 
-    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
+    def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
         return OwnedFd(os.open(os.devnull, os.O_RDWR), "model")
 
     def info(self) -> IommuInfo:
         return IommuInfo(PAGE, (IovaRange(0x1000, (1 << 39) - 1),), 65535)
 
-    def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
+    def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
+        assert iova is not None
         self.maps[iova] = (vaddr, size)
+        return iova
+
+    def map_file(
+        self, iova: Iova | None, fd: int, offset: int, size: int, *, read: bool = True, write: bool = True
+    ) -> Iova:
+        raise AssertionError("the driver maps no files")
 
     def unmap(self, iova: int, size: int) -> int:
         return self.maps.pop(iova)[1]

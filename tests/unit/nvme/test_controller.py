@@ -522,3 +522,23 @@ def test_lba_out_of_range_comes_from_the_controller_too(device: Device) -> None:
         with pytest.raises(NvmeStatusError, match="LBA Out of Range") as caught:
             ctrl.io_queues[0].execute(read(1, 1 << 40, 1), buffer[:512])
         assert (caught.value.sct, caught.value.sc, caught.value.dnr) == (0, 0x80, True)
+
+
+@pytest.mark.parametrize("opcode", [AdminOpcode.IDENTIFY, AdminOpcode.CREATE_CQ, AdminOpcode.CREATE_SQ])
+def test_no_doorbell_rings_before_the_controller_knows_the_queue(device: Device, opcode: int) -> None:
+    model, pci = device
+    with NvmeController(pci) as ctrl:
+        queue = ctrl.io_queues[0]
+        refused: list[int] = []
+
+        def meddle(qid: int, entry: SubmissionEntry) -> int:
+            if qid == 0 and entry.opcode == opcode:
+                with pytest.raises(NvmeNotRunningError):
+                    queue.submit(flush(1))
+                refused.append(opcode)
+            return 0
+
+        model.status = meddle
+        ctrl.reset()
+        assert refused == [opcode]
+        assert queue.execute(flush(1)).ok

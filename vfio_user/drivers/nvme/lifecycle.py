@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from vfio_user.addresses import PciId
 from vfio_user.drivers.base import Driver
+from vfio_user.drivers.nvme import commands
 from vfio_user.drivers.nvme.admin import AdminCommands
 from vfio_user.drivers.nvme.control import ControllerRegisters
 from vfio_user.drivers.nvme.errors import NvmeNotRunningError
+from vfio_user.drivers.nvme.opcodes import FeatureId
 from vfio_user.drivers.nvme.queues import QueueSet
 from vfio_user.errors import ArgumentError, BoundsError, ClosedError, VfioError, ZappedError
 
@@ -32,6 +34,7 @@ _MAX_TRANSFER = 2 << 20  # keeps the PRP list of a command within a page
 _BOUNCE_SIZE = 1 << 20
 _SPARE_QUEUES = 16
 _SHUTDOWN_TIMEOUT = 5.0  # where Identify says nothing
+_FENCE_TIMEOUT = 0.25
 
 
 class ControllerState(enum.Enum):
@@ -183,8 +186,7 @@ class ControllerLife(Driver):
                 self._switch_on()
                 self._identify()
                 for queue in self._queues.io:
-                    queue._start()
-                    self.admin_commands.create_pair(queue)
+                    self._tell_of(queue)
             except BaseException as exc:
                 self._halt(f"the controller did not come back from a reset ({exc})")
                 raise
@@ -223,21 +225,33 @@ class ControllerLife(Driver):
         is reset. Queues, namespaces and vectors stay valid.
 
         Raises:
-            NvmeError: that did not help either.
+            NvmeError: that did not help either; the controller is `ControllerState.FAILED` then.
+            VfioError: the function can't be reset.
         """
+        self._require_probed()
         self.reset_prepare()
         try:
             self.reset_done()
         except VfioError:
+            self._reset_function()
+
+    def _reset_function(self) -> None:
+        try:
             self.pci.reset()
-            if self.state is not ControllerState.RUNNING:
-                self.reset_prepare()
-                self.reset_done()
+        except BaseException:
+            with self._lock:
+                if self._probed():
+                    self._state = ControllerState.FAILED
+            raise
 
     # -- inside
 
     def _probed(self) -> bool:
         return self._state is not ControllerState.STOPPED
+
+    def _require_probed(self) -> None:
+        if not self._probed():
+            self._require_running()
 
     def _require_running(self) -> None:
         if self.state is not ControllerState.RUNNING:
@@ -251,9 +265,10 @@ class ControllerLife(Driver):
 
     def _switch_on(self) -> None:
         self.registers.disable()
-        self.admin._start()
+        self.admin._clear()
         submissions, completions = self.admin.iovas
         self.registers.enable(self._admin_entries, submissions, completions)
+        self.admin._start()
 
     def _identify(self) -> None:
         self._identity = self.admin_commands.identify_controller()
@@ -268,15 +283,22 @@ class ControllerLife(Driver):
         qid = self._queues.free_id(self._granted)
         queue = self._queues.add(qid, entries, max_transfer=self._max_transfer, vector=vector)
         try:
-            queue._start()
-            self.admin_commands.create_pair(queue)
+            self._tell_of(queue)
         except BaseException:
             self._queues.drop(queue)
             raise
         return queue
 
+    def _tell_of(self, queue: QueuePair) -> None:
+        queue._clear()
+        self.admin_commands.create_pair(queue)
+        queue._start()
+
     def _halt(self, reason: str) -> None:
         """Stop the controller, or cut it off from memory, and end what is in flight."""
+        for queue in self._queues.io:
+            queue._stop(reason)
+        self._fence()
         self._queues.stop(reason)
         try:
             self.registers.disable()
@@ -285,6 +307,16 @@ class ControllerLife(Driver):
             with contextlib.suppress(VfioError):
                 self.pci.set_master(False)
         self._queues.abort_all(reason)
+
+    def _fence(self) -> None:
+        """Let the controller take in the commands that it was told of before it is stopped.
+
+        Hardware does not mind, but QEMU (seen with 10.0) crashes when CC.EN falls between a doorbell and the
+        fetching of its commands. An admin command that was sent later and is answered shows that they are fetched.
+        """
+        with contextlib.suppress(VfioError):
+            self.registers.diagnose()
+            self.admin.execute(commands.get_features(FeatureId.NUM_QUEUES), timeout=_FENCE_TIMEOUT)
 
     def _switch_off(self) -> None:
         """Stop the controller for good; it is cut off from memory in any case."""

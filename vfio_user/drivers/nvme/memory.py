@@ -110,9 +110,10 @@ class MemoryFinder:
             raise ArgumentError("the device can't write to a read-only buffer")
         vaddr = address_of(view)
         mapping = self._recent
-        if mapping is None or not _covers(mapping, vaddr, view.nbytes):
-            mapping = self._search(vaddr, view.nbytes)
-        return view, mapping.iova + vaddr - mapping.vaddr
+        offset = None if mapping is None else mapping.offset_of(vaddr, view.nbytes)
+        if mapping is None or offset is None:
+            mapping, offset = self._search(vaddr, view.nbytes)
+        return view, mapping.iova + offset
 
     def pages(
         self,
@@ -147,11 +148,12 @@ class MemoryFinder:
             )
         return found, prp_pages([(iova, view.nbytes) for view, iova in found], page_size)
 
-    def _search(self, vaddr: int, size: int) -> DmaMapping:
+    def _search(self, vaddr: int, size: int) -> tuple[DmaMapping, int]:
         for mapping in self._space.mappings:
-            if _covers(mapping, vaddr, size):
+            offset = mapping.offset_of(vaddr, size)
+            if offset is not None:
                 self._recent = mapping
-                return mapping
+                return mapping, offset
         raise IovaError(
             f"the memory at {vaddr:#x}, {size} bytes, is not mapped for the device, or was closed; "
             "allocate it with pci.dma_alloc(), or map it with pci.address_space.map()"
@@ -173,7 +175,3 @@ def view_of(buffer: Data) -> memoryview:
     if not view.c_contiguous:
         raise ArgumentError("the memory of a transfer must be contiguous; copy it, or transfer its parts")
     return view
-
-
-def _covers(mapping: DmaMapping, vaddr: int, size: int) -> bool:
-    return mapping.mapped and mapping.vaddr <= vaddr and vaddr + size <= mapping.vaddr + mapping.size

@@ -329,13 +329,18 @@ class QueuePair:
         self._run_callbacks(finished + ended)
         return len(ended)
 
-    def _start(self) -> None:
-        """Empty the rings for a queue that the controller is about to be told of, and take commands again."""
+    def _clear(self) -> None:
+        """Empty the rings, before the controller is told of the queue (again)."""
         with self._lock:
+            assert self._stopped is not None
             assert self._table.num_in_flight == 0
             self._submissions.reset()
             self._completions.reset()
             self._fault = None
+
+    def _start(self) -> None:
+        """Take commands, now that the controller knows the queue: a doorbell rung before would be lost."""
+        with self._lock:
             self._stopped = None
 
     def __repr__(self) -> str:

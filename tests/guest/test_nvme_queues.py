@@ -1,0 +1,137 @@
+"""Many commands in flight on the emulated controller: threads, tasks, several queues, full queues."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+
+import pytest
+
+from tests.guest.leaks import nothing_left
+from tests.guest.nvme_helpers import Find, controller, slow_disk
+from vfio_user.drivers.nvme import Command, NvmeDeadlineError, NvmeQueueFullError
+from vfio_user.drivers.nvme.commands import flush, read
+from vfio_user.errors import ArgumentError
+
+BLOCK = 512
+
+
+def numbered(num_blocks: int) -> bytes:
+    """Blocks that say which they are."""
+    return b"".join(lba.to_bytes(8, "little") * (BLOCK // 8) for lba in range(num_blocks))
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polled"])
+def test_thousands_in_flight(vfio_device: Find, iommu_mode: str, interrupts: bool) -> None:
+    options = {"io_entries": 1024, "interrupts": interrupts}
+    with nothing_left(), controller(vfio_device, iommu_mode, **options) as (pci, ctrl):
+        namespace, queue = ctrl.namespaces[0], ctrl.io_queues[0]
+        namespace.write(0, numbered(4096))
+        order = random.Random(8)
+        with pci.dma_alloc(1023 * BLOCK) as buffer:
+            for _ in range(4):
+                lbas = [order.randrange(4096) for _ in range(1023)]
+                parts = [buffer[n * BLOCK : n * BLOCK + BLOCK] for n in range(1023)]
+                commands = queue.submit_many([(read(1, lba, 1), part) for lba, part in zip(lbas, parts, strict=True)])
+                assert len({command.command_id for command in commands}) == 1023
+                with pytest.raises(NvmeQueueFullError, match="0 more commands"):
+                    queue.submit(flush(1))
+                queue.wait(commands)
+                found = [int.from_bytes(part.view[:8], "little") for part in parts]
+                assert found == lbas
+        assert (queue.num_in_flight, queue.num_free) == (0, 1023)
+
+
+def test_each_command_is_accounted_for_once(vfio_device: Find) -> None:
+    with controller(vfio_device, interrupts=False) as (pci, ctrl), pci.dma_alloc(4096) as buffer:
+        queue = ctrl.io_queues[0]
+        seen: dict[Command, int] = {}
+
+        def count(command: Command) -> None:
+            seen[command] = seen.get(command, 0) + 1
+
+        submitted = taken = 0
+        while submitted < 2000:
+            for _ in range(min(queue.num_free, 2000 - submitted)):
+                queue.submit(read(1, submitted, 1), buffer[:BLOCK]).add_done_callback(count)
+                submitted += 1
+            taken += queue.poll()
+        while queue.num_in_flight:
+            taken += queue.poll()
+        assert taken == len(seen) == submitted == sum(seen.values())
+
+
+def test_threads_over_queues(vfio_device: Find) -> None:
+    with nothing_left(), controller(vfio_device, io_queues=2, io_entries=8) as (_, ctrl):
+        namespace = ctrl.namespaces[0]
+        errors: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                pattern = random.Random(number)
+                for turn in range(4):
+                    data = pattern.randbytes(24 * BLOCK)
+                    namespace.write(number * 100 + turn, data)
+                    assert namespace.read(number * 100 + turn, 24) == data
+            except BaseException as exc:
+                errors.append(exc)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(50)
+        assert errors == []
+        assert [queue.num_in_flight for queue in ctrl.io_queues] == [0, 0]
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polled"])
+def test_tasks(vfio_device: Find, interrupts: bool) -> None:
+    with controller(vfio_device, interrupts=interrupts) as (pci, ctrl), pci.dma_alloc(1 << 20) as buffer:
+        namespace = ctrl.namespaces[0]
+        namespace.write(0, numbered(2048))
+
+        async def one(number: int) -> None:
+            part = buffer[number * BLOCK : (number + 1) * BLOCK]
+            for turn in range(4):
+                lba = number * 30 + turn
+                completion = await namespace.submit_read(part, lba)
+                assert completion.ok
+                assert int.from_bytes(part.view[:8], "little") == lba
+
+        async def main() -> None:
+            async with asyncio.timeout(40):
+                await asyncio.gather(*(one(number) for number in range(60)))
+                await namespace.read_into_async(buffer, lba=0)
+            assert bytes(buffer.view) == numbered(2048)
+
+        asyncio.run(main())
+
+
+def test_queues_come_and_go_beside_others(vfio_device: Find) -> None:
+    with controller(vfio_device) as (pci, ctrl):
+        namespace = ctrl.namespaces[0]
+        first = ctrl.io_queues[0]
+        polled = ctrl.create_io_queue(entries=4, interrupts=False)
+        assert len(namespace.read(0, 64, queue=polled)) == 64 * BLOCK
+        ctrl.delete_io_queue(polled)
+        with pytest.raises(ArgumentError, match="no I/O queue"):
+            ctrl.delete_io_queue(polled)
+        again = ctrl.create_io_queue(entries=16, interrupts=False)
+        assert again.qid == polled.qid
+        assert len(namespace.read(0, 64, queue=again)) == 64 * BLOCK
+        assert len(namespace.read(0, 64, queue=first)) == 64 * BLOCK
+        assert len(pci.irqs.msix.vectors) == 2
+
+
+def test_a_late_command_can_be_waited_for_again(vfio_device: Find) -> None:
+    with controller(vfio_device) as (pci, ctrl), pci.dma_alloc(4096) as buffer:
+        namespace = ctrl.namespaces[0]
+        with slow_disk():
+            commands = [namespace.submit_read(buffer[:BLOCK], 0) for _ in range(3)]
+            with pytest.raises(NvmeDeadlineError, match="wait\\(\\) again"):
+                commands[-1].wait(0.1)
+            assert not commands[-1].done()
+        for command in commands:
+            assert command.wait(20).ok
