@@ -154,10 +154,8 @@ static PyObject *transfer(PyObject *object, PyObject *const *args, Py_ssize_t na
     }
     if (!mmio_offset(args[0], &offset) || (nargs == 3 && !parse_width(args[2], &width)))
         return NULL;
-    if (!in && !self->writable) {
-        PyErr_Format(core_errors.argument, "%U: this region is read-only", self->owner->name);
+    if (!in && !mmio_writable(self))
         return NULL;
-    }
     if (PyObject_GetBuffer(args[1], &buffer, in ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0)
         return NULL;
     size_t size = (size_t)buffer.len;

@@ -40,6 +40,8 @@ struct mmio_object {
     PyObject_HEAD
     struct window *window;
     uint8_t *base;     /* address of offset 0 */
+    size_t fast_end;   /* accesses of any width below it are good if aligned; a multiple of 8, or 0 */
+    size_t fast_write_end; /* the same for writes */
     struct span first; /* the first part that is mapped; most regions have no other */
     size_t size;
     struct window_object *owner;
@@ -88,12 +90,21 @@ bool core_acquire(struct window_object *self, bool wait, int64_t deadline);
 bool core_release(struct window_object *self);
 PyObject *core_zap_many(PyObject *module, PyObject *args, PyObject *keywords);
 
-/* section.c: enter when lock_enter() did not just succeed. */
-bool section_enter_slow(struct mmio_object *self, struct reader_slot **slot, int result);
+/* section.c: enter where lock_enter_fast() did not; *slot stays NULL inside of an explicit section. */
+bool section_enter_slow(struct mmio_object *self, struct reader_slot **slot);
 
 /* accessor.c: bounds, holes and alignment of an access of size bytes by units of width. */
+bool mmio_writable(struct mmio_object *self);
 bool mmio_check_slow(struct mmio_object *self, size_t offset, size_t size, size_t width);
 
+/* accessor.c: methods of Mmio */
+#define CORE_ACCESSOR(bits)                                            \
+    PyObject *mmio_read##bits(PyObject *self, PyObject *argument);     \
+    PyObject *mmio_write##bits(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+CORE_ACCESSOR(8)
+CORE_ACCESSOR(16)
+CORE_ACCESSOR(32)
+CORE_ACCESSOR(64)
 /* access.c: method of Mmio */
 PyObject *mmio_access(PyObject *self, PyObject *args, PyObject *keywords);
 /* block.c: methods of Mmio */
@@ -112,9 +123,15 @@ PyObject *mmio_run_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 
 static inline bool section_enter(struct mmio_object *self, struct reader_slot **slot)
 {
-    int result = lock_enter(&self->window->lock, slot);
+    struct reader_slot *other;
 
-    return likely(result == LOCK_ENTERED) || section_enter_slow(self, slot, result);
+    *slot = lock_enter_fast(&self->window->lock);
+    if (likely(*slot != NULL))
+        return true;
+    if (!section_enter_slow(self, &other))
+        return false;
+    *slot = other; /* not its address: the caller's slot stays in a register */
+    return true;
 }
 
 /*

@@ -103,7 +103,7 @@ static void reader_gone(void *value)
 
     pthread_mutex_lock(&registry);
     for (struct memory_lock *lock = all_locks; lock != NULL; lock = lock->next)
-        leave_for_good(lock, lock_reader.chunk, lock_reader.pos, lock_reader.tid);
+        leave_for_good(lock, (uint32_t)lock_reader.chunk, (uint32_t)lock_reader.pos, lock_reader.tid);
     index_release(index);
     memset(&lock_reader, 0, sizeof(lock_reader));
     pthread_mutex_unlock(&registry);
@@ -188,7 +188,7 @@ static int slot_make(struct memory_lock *lock, struct reader_slot **slot)
 
     if (error != 0)
         return error;
-    uint32_t chunk = lock_reader.chunk;
+    uint32_t chunk = (uint32_t)lock_reader.chunk;
 
     if (atomic_load(&lock->chunk[chunk]) == NULL) {
         pthread_mutex_lock(&registry);
@@ -241,22 +241,6 @@ void lock_reset(struct memory_lock *lock)
 
 /* ---- readers ---- */
 
-/*
- * The slot is ours, the gate is not open. The slot may not be stored to again: a writer may have set WAITED in it
- * already, and would never be woken.
- */
-int lock_enter_closed(struct memory_lock *lock, struct reader_slot **slot)
-{
-    /* the writer itself may read: nobody else is in, and nothing will be taken away under it */
-    uint32_t refuse = lock_write_owned(lock) ? ~GATE_WRITER : ~0u;
-
-    if ((atomic_load(&lock->gate) & refuse) == 0)
-        return LOCK_ENTERED;
-    lock_leave(*slot);
-    *slot = NULL;
-    return -EBUSY;
-}
-
 int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot)
 {
     struct reader_slot *mine = NULL;
@@ -265,11 +249,21 @@ int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot)
     *slot = NULL;
     if (error != 0)
         return error;
-    if (atomic_load(&lock->gate) != 0 && !lock_write_owned(lock))
+    if (atomic_load(&mine->word) != 0)
+        return LOCK_NESTED;
+    /* the writer itself may read: nobody else is in, and nothing will be taken away under it */
+    uint32_t refuse = lock_write_owned(lock) ? ~GATE_WRITER : ~0u;
+
+    if ((atomic_load(&lock->gate) & refuse) != 0)
         return -EBUSY;
+    /* one store only: a writer may set WAITED in the slot from here on, and must not be forgotten */
     atomic_store(&mine->word, 1);
+    if ((atomic_load(&lock->gate) & refuse) != 0) {
+        lock_leave(mine);
+        return -EBUSY;
+    }
     *slot = mine;
-    return lock_enter_closed(lock, slot);
+    return LOCK_ENTERED;
 }
 
 int lock_acquire(struct memory_lock *lock)
@@ -537,7 +531,7 @@ void lock_fork_parent(void)
 void lock_fork_child(void)
 {
     struct reader before = lock_reader;
-    uint32_t index = before.chunk == 0 ? UINT32_MAX : chunk_start(before.chunk) + before.pos;
+    uint32_t index = before.chunk == 0 ? UINT32_MAX : chunk_start((uint32_t)before.chunk) + (uint32_t)before.pos;
 
     lock_reader.tid = (pid_t)syscall(SYS_gettid);
     for (struct memory_lock *lock = all_locks; lock != NULL; lock = lock->next) {

@@ -72,7 +72,7 @@ struct lock_holder {
 
 /* What a thread knows of itself. Initial-exec where it is safe: no call, and usable in a handler. */
 struct reader {
-    uint32_t chunk, pos;   /* where its slot is in every lock */
+    size_t chunk, pos;     /* where its slot is in every lock */
     uint32_t sections;     /* explicit read sections it is in, over all locks */
     uint32_t writing;      /* locks that it has for writing */
     pid_t tid;
@@ -95,9 +95,8 @@ void lock_init(struct memory_lock *lock);
 /* Open the gate and empty every slot: for a lock that nobody uses any more. */
 void lock_reset(struct memory_lock *lock);
 
-/* Reader, slow ways: outside, and with the slot taken but the gate not open (-EBUSY, unless the writer is us). */
+/* Reader, unusual cases: first time here, nested, the writer itself; -EBUSY when the gate is closed. */
 int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot);
-int lock_enter_closed(struct memory_lock *lock, struct reader_slot **slot);
 void lock_wake_writer(struct reader_slot *slot);
 int lock_acquire(struct memory_lock *lock);
 int lock_release(struct memory_lock *lock);
@@ -146,30 +145,6 @@ static inline struct reader_slot *lock_slot(struct memory_lock *lock)
     return slots == NULL ? NULL : slots + lock_reader.pos;
 }
 
-/*
- * Enter a read section for the time of one C call. LOCK_NESTED: this thread is in a section already,
- * which covers the call, and lock_leave() has nothing to do (*slot is NULL).
- */
-static inline int lock_enter(struct memory_lock *lock, struct reader_slot **slot)
-{
-    struct reader_slot *mine = lock_slot(lock);
-
-    if (unlikely(mine == NULL))
-        return lock_enter_slow(lock, slot);
-    if (unlikely(atomic_load_explicit(&mine->word, memory_order_relaxed) != 0)) {
-        *slot = NULL;
-        return LOCK_NESTED;
-    }
-    /* a first look keeps refused readers from disturbing a writer that drains */
-    if (unlikely(atomic_load_explicit(&lock->gate, memory_order_relaxed) != 0))
-        return lock_enter_slow(lock, slot);
-    atomic_store_explicit(&mine->word, 1, memory_order_seq_cst);
-    *slot = mine;
-    if (unlikely(atomic_load_explicit(&lock->gate, memory_order_seq_cst) != 0))
-        return lock_enter_closed(lock, slot);
-    return LOCK_ENTERED;
-}
-
 static inline void lock_leave(struct reader_slot *slot)
 {
     if (slot == NULL)
@@ -177,6 +152,32 @@ static inline void lock_leave(struct reader_slot *slot)
     /* an exchange, not a store: a writer may set WAITED at any moment and must not be forgotten */
     if (unlikely(atomic_exchange_explicit(&slot->word, 0, memory_order_release) & SLOT_WAITED))
         lock_wake_writer(slot);
+}
+
+/* Enter in the usual case: this thread has a slot, is not inside, and the gate is open. NULL in any other. */
+static inline struct reader_slot *lock_enter_fast(struct memory_lock *lock)
+{
+    struct reader_slot *mine = lock_slot(lock);
+
+    /* the first look at the gate keeps refused readers from disturbing a writer that drains */
+    if (unlikely(mine == NULL) || unlikely(atomic_load_explicit(&mine->word, memory_order_relaxed) != 0) ||
+        unlikely(atomic_load_explicit(&lock->gate, memory_order_relaxed) != 0))
+        return NULL;
+    atomic_store_explicit(&mine->word, 1, memory_order_seq_cst);
+    if (likely(atomic_load_explicit(&lock->gate, memory_order_seq_cst) == 0))
+        return mine;
+    lock_leave(mine);
+    return NULL;
+}
+
+/*
+ * Enter a read section for the time of one C call. LOCK_NESTED: this thread is in a section already,
+ * which covers the call, and lock_leave() has nothing to do (*slot is NULL).
+ */
+static inline int lock_enter(struct memory_lock *lock, struct reader_slot **slot)
+{
+    *slot = lock_enter_fast(lock);
+    return likely(*slot != NULL) ? LOCK_ENTERED : lock_enter_slow(lock, slot);
 }
 
 #endif

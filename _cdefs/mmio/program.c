@@ -198,10 +198,8 @@ static bool check_run(struct mmio_object *self, const struct run *run)
 
 static bool check_program(struct mmio_object *self, const struct program_object *program)
 {
-    if (program->writes && !self->writable) {
-        PyErr_Format(core_errors.argument, "%U: this region is read-only", self->owner->name);
+    if (program->writes && !mmio_writable(self))
         return false;
-    }
     for (size_t i = 0; i < program->num_runs; i++)
         if (!check_run(self, &program->runs[i]))
             return false;

@@ -41,12 +41,13 @@ static bool wait_for_writer(struct window_object *owner, uint32_t gate, struct p
     return sleep_slice(lock, gate, patience->until);
 }
 
-bool section_enter_slow(struct mmio_object *self, struct reader_slot **slot, int result)
+bool section_enter_slow(struct mmio_object *self, struct reader_slot **slot)
 {
     struct memory_lock *lock = &self->window->lock;
     struct patience patience = {0};
 
     for (;;) {
+        int result = lock_enter(lock, slot);
         uint32_t gate = atomic_load(&lock->gate);
 
         if (result == LOCK_ENTERED)
@@ -59,7 +60,6 @@ bool section_enter_slow(struct mmio_object *self, struct reader_slot **slot, int
             return raise_wait(result, self->owner);
         if (gate != 0 && !wait_for_writer(self->owner, gate, &patience, "read or write a register"))
             return false;
-        result = lock_enter(lock, slot);
     }
 }
 
