@@ -19,14 +19,15 @@ MAPPABLE = READ_WRITE | int(lib.VFIO_REGION_INFO_FLAG_MMAP)
 EVENTFD = int(lib.VFIO_IRQ_INFO_EVENTFD)
 FIXED = EVENTFD | int(lib.VFIO_IRQ_INFO_NORESIZE)
 LEVEL = EVENTFD | int(lib.VFIO_IRQ_INFO_MASKABLE | lib.VFIO_IRQ_INFO_AUTOMASKED)
+DECODING = 0b11
 INTX, MSI, MSIX, ERR, REQ = range(5)
 
 
 def header(ids: tuple[int, int, int], size: int = 4096) -> bytearray:
-    """Make a configuration space with ids and no capability."""
+    """Make a configuration space with ids and no capability; decoding is on, as after the kernel's open."""
     vendor, device, code = ids
     space = bytearray(size)
-    struct.pack_into("<HHHHI", space, 0, vendor, device, 0, 0, code << 8)
+    struct.pack_into("<HHHHI", space, 0, vendor, device, DECODING, 0, code << 8)
     return space
 
 

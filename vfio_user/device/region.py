@@ -91,11 +91,12 @@ class Region:
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes through the device's file. Raises as `pread` does."""
+        data = bytes(data)  # first: the items of a memoryview may be larger than bytes
         self._check(offset, len(data))
         if not self.flags & RegionFlags.WRITE:
             raise UnsupportedError(f"{self.name} can't be written")
         with self.vdev.user():
-            self.vdev.ops.write(self.vdev, self.info.file_offset + offset, bytes(data))
+            self.vdev.ops.write(self.vdev, self.info.file_offset + offset, data)
 
     # -- mapped
 

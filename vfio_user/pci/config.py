@@ -319,7 +319,10 @@ class ConfigSpace:
                 raise MalformedReplyError(f"the capability list goes to {offset:#x}, in a circle or out of bounds")
             seen.add(offset)
             header = self.read16(offset)
-            yield Capability(header & 0xFF, offset)
+            if header & 0xFF == 0xFF:
+                return  # the device does not answer
+            if header & 0xFF:  # 0 is a capability that says nothing
+                yield Capability(header & 0xFF, offset)
             offset = header >> 8 & ~3
 
     def extended_capabilities(self) -> Iterator[ExtendedCapability]:
@@ -339,9 +342,11 @@ class ConfigSpace:
                 )
             seen.add(offset)
             header = self.read32(offset)
-            if header in (0, 0xFFFFFFFF):
-                return  # an empty list has a header of zeros at its head
-            yield ExtendedCapability(header & 0xFFFF, header >> 16 & 0xF, offset)
+            if header == 0xFFFFFFFF:
+                return  # the device does not answer
+            # An empty list is a header of zeros. One with an id of 0 only leads on: so the kernel hides the first.
+            if header & 0xFFFF:
+                yield ExtendedCapability(header & 0xFFFF, header >> 16 & 0xF, offset)
             offset = header >> 20 & ~3
 
     def find(self, identity: CapabilityId | ExtendedCapabilityId) -> int | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MsixTable", "cut_hole", "find_table"]
 
+_CAPABILITY_SIZE = 12
 _ENTRY_SIZE = 16
 _MSIX = 0x11
 
@@ -38,9 +39,9 @@ def find_table(vdev: VfioDevice) -> MsixTable | None:
     if not header[6] & 0x10:
         return None
     offset, seen = header[0x34] & ~3, set[int]()
-    while 0x40 <= offset <= 0xF4 and offset not in seen:
+    while 0x40 <= offset <= 0xFC and offset not in seen:
         seen.add(offset)
-        if header[offset] == _MSIX:
+        if header[offset] == _MSIX and offset + _CAPABILITY_SIZE <= len(header):
             control, location = struct.unpack_from("<HI", header, offset + 2)
             return MsixTable(location & 7, location & ~7, ((control & 0x7FF) + 1) * _ENTRY_SIZE)
         offset = header[offset + 1] & ~3

@@ -112,9 +112,7 @@ class ResetTransaction:
                     error.add_note(f"also: {type(trouble).__name__}: {trouble}")
                 raise
             self._finish_drivers()
-        report = ResetReport(
-            self._kind, tuple(each.name for each in self._members), self._clock.phases, self._attempts
-        )
+        report = ResetReport(self._kind, tuple(each.name for each in self._members), self._clock.phases, self._attempts)
         if self._troubles:
             raise NotRestoredError(f"the {self._kind} was done, but not all came back after it", self._troubles)
         return report
