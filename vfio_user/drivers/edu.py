@@ -6,12 +6,13 @@ Source: ``docs/specs/edu.rst`` of QEMU.
 from __future__ import annotations
 
 import enum
+import time
 
 from vfio_user.addresses import PciId
 from vfio_user.device.region import Region
 from vfio_user.device.vector import IrqVector
 from vfio_user.drivers.base import Driver
-from vfio_user.errors import ArgumentError, BoundsError, DeadlineError, DeviceGoneError, UnsupportedError
+from vfio_user.errors import ArgumentError, BoundsError, DeviceGoneError, UnsupportedError
 from vfio_user.iommu import DmaBuffer, DmaSlice
 
 __all__ = ["Edu"]
@@ -82,8 +83,10 @@ class Edu(Driver):
 
     def remove(self) -> None:
         """Turn the interrupt and bus mastering off."""
-        self._irqs.disable()
-        self.pci.set_master(False)
+        try:
+            self.pci.set_master(False)
+        finally:
+            self._irqs.disable()
 
     def reset_prepare(self) -> None:
         """Let a transfer end, which takes a tenth of a second: it must not run into the reset."""
@@ -173,10 +176,12 @@ class Edu(Driver):
         self.bar.poll_until(DMA_COMMAND, mask=_DmaCommand.START, equals=0, timeout=timeout)
 
     def _wait(self, reason: Interrupt, timeout: float) -> None:
-        self.vector.wait(timeout)
-        status = self.bar.read32(IRQ_STATUS)
-        self.bar.write32(IRQ_ACK, status)
-        if self._irqs is self.pci.irqs.intx:
-            self._irqs.unmask()
-        if not status & reason:
-            raise DeadlineError(f"{self.pci.name} interrupted for {status:#x}, not for {reason.name}")
+        deadline = time.monotonic() + timeout
+        status = 0
+        # An interrupt for another reason is one that came too late for the call that waited for it.
+        while not status & reason:
+            self.vector.wait(max(0.0, deadline - time.monotonic()))
+            status = self.bar.read32(IRQ_STATUS)
+            self.bar.write32(IRQ_ACK, status)
+            if self._irqs is self.pci.irqs.intx:
+                self._irqs.unmask()
