@@ -19,6 +19,7 @@ from vfio_user.device.region import Region
 from vfio_user.device.window import map_regions
 from vfio_user.errors import BoundsError, BusyError, ClosedError, DeadlineError
 from vfio_user.iommu import AddressSpace
+from vfio_user.iommu.iommufd import BoundDevice
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.memory import ZapReason
 
@@ -224,6 +225,11 @@ class VfioDevice:
             ClosedError: it is closed.
         """
         return self._fd.fileno()
+
+    @property
+    def iommufd(self) -> BoundDevice | None:
+        """Its file as one that is bound to an iommufd; `None` when it was opened through its group."""
+        return self._fd if isinstance(self._fd, BoundDevice) else None
 
     def region(self, index: int) -> Region:
         """Give a region by its index.

@@ -42,7 +42,7 @@ class DeviceSet:
         self.key = key
         """What its devices have in common; the bus knows what it means."""
         self._lock = threading.RLock()
-        self._owner = (0, "nobody")
+        self._owner: tuple[int, threading.Thread | None] = (0, None)
         self._last_told = False
         self._devices: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
 
@@ -73,16 +73,16 @@ class DeviceSet:
             raise LockOrderError(
                 "this thread is inside of a read section: leave access() before resetting, opening or closing devices"
             )
-        for each in self.devices:
-            if each.window is not None and each.window.write_locked() and self._owner[0] != threading.get_ident():
+        for each in self._devices if self._owner[0] != threading.get_ident() else ():
+            if each.window is not None and each.window.write_locked():
                 raise LockOrderError(f"this thread has the memory lock of {each.name}: the set's lock comes first")
         if not self._lock.acquire(timeout=max(0.0, timeout)):
             raise BusyError(
                 f"the devices {', '.join(each.name for each in self.devices) or self.key} are being reset, opened or "
-                f"closed by thread {self._owner[1]}, which did not finish within {timeout:g} s"
+                f"closed by {self._who()}, which did not finish within {timeout:g} s"
             )
         before = self._owner
-        self._owner = (threading.get_ident(), f"{threading.current_thread().name} ({threading.get_native_id()})")
+        self._owner = (threading.get_ident(), threading.current_thread())
         try:
             yield
         finally:
@@ -124,6 +124,10 @@ class DeviceSet:
                 if vdev.closed:
                     self._devices.discard(vdev)
 
+    def _who(self) -> str:
+        thread = self._owner[1]
+        return "a thread that has left by now" if thread is None else f"thread {thread.name} ({thread.native_id})"
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(each.name for each in self.devices) or 'empty'}>"
 
@@ -133,7 +137,7 @@ def _forget_owners() -> None:
     DeviceSet._sets_lock = threading.Lock()
     for each in list(DeviceSet._sets.values()):
         each._lock = threading.RLock()
-        each._owner = (0, "nobody")
+        each._owner = (0, None)
 
 
 os.register_at_fork(after_in_child=_forget_owners)

@@ -31,7 +31,7 @@ class PeerMapping:
         All methods may be called from any thread.
     """
 
-    def __init__(self, region: Region, offset: int, mapping: DmaMapping, *, read: bool, write: bool) -> None:
+    def __init__(self, region: Region, offset: int, mapping: DmaMapping) -> None:
         self.region = region
         """The region that it shows."""
         self.offset = offset
@@ -43,7 +43,6 @@ class PeerMapping:
         self.error: VfioError | None = None
         """Why it did not come back with the memory; `None` when it did, or was not away."""
         self._mapping = mapping
-        self._rights = (read, write)
 
     @property
     def mapped(self) -> bool:
@@ -89,9 +88,8 @@ class PeerMapping:
 
     def _resume(self) -> None:
         """Come back with the memory; the caller keeps it from going away."""
-        read, write = self._rights
         try:
-            resume(self._mapping, read=read, write=write)
+            resume(self._mapping)
         except VfioError as error:
             self.error = error
             raise
@@ -136,4 +134,4 @@ def map_region(
         mapping = space.map_address(
             mmio.address + offset, whole, iova=iova, iova_limit=iova_limit, read=read, write=write
         )
-        return region.vdev.memory.add_peer(PeerMapping(region, offset, mapping, read=read, write=write))
+        return region.vdev.memory.add_peer(PeerMapping(region, offset, mapping))

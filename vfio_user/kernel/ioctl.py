@@ -112,6 +112,7 @@ def query(
     *,
     device: str = "",
     needed: Callable[[CData], int] | None = None,
+    room: int = 0,
     **fields: int,
 ) -> Reply:
     """Ask for a structure that says by ``argsz`` how long the reply is; ask again with room for all of it.
@@ -123,13 +124,14 @@ def query(
         device: what the file is, for messages.
         needed: for requests that fail with ENOSPC instead of setting ``argsz``: gives the length in bytes
             that the kernel wants, from what it did write.
+        room: bytes behind the structure to begin with, where it is known to be longer.
         fields: members that are input.
 
     Raises:
         VfioIoctlError: the kernel refused.
         MalformedReplyError: the length that it asks for is absurd, or grows without end.
     """
-    size = ffi.sizeof(ctype)
+    size = ffi.sizeof(ctype) + room
     for _ in range(_ROUNDS):
         buffer = bytearray(size)
         data = ffi.from_buffer(f"{ctype} *", buffer)

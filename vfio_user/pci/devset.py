@@ -52,7 +52,8 @@ class PciDeviceSet(DeviceSet):
         Raises:
             UnsupportedError: the device can't be hot-reset at all, or no device of the set is open.
         """
-        return self._plan()[1]
+        leader, info = self._ask()
+        return make_plan(leader.name, info)
 
     def hot_reset(self, *, lock_timeout: float = LOCK_TIMEOUT) -> ResetReport:
         """Reset the slot or bus: ``VFIO_DEVICE_PCI_HOT_RESET``; see `vfio_user.pci.reset.ResetTransaction`.
@@ -76,10 +77,11 @@ class PciDeviceSet(DeviceSet):
             with clock.phase("lock of the set"):
                 stack.enter_context(self.locked(lock_timeout))
             with clock.phase("plan"):
-                leader, plan = self._plan()
-                plan.require()
-                group_fds = [_group_fd(number) for number in plan.groups]
-                addresses = {each.address for each in plan.affected}
+                leader, info = self._ask()
+                if not self._is_all_ours(info):
+                    make_plan(leader.name, info).require()
+                group_fds = [_group_fd(number) for number in info.groups]
+                addresses = {each.address for each in info.functions}
                 devices = [each for each in self.members if each.address in addresses]
             vdev = leader.vdev
             try:
@@ -91,12 +93,17 @@ class PciDeviceSet(DeviceSet):
                     self.plan().require()  # says what the kernel minds, if it came up since the plan was made
                 raise
 
-    def _plan(self) -> tuple[PciDevice, ResetPlan]:
+    def _ask(self) -> tuple[PciDevice, HotResetInfo]:
         members = self.members
         if not members:
             raise UnsupportedError("no device of the set is open, so there is nobody to ask for a hot reset")
         with members[0].vdev.user() as fd:
-            return members[0], make_plan(members[0].name, hot_reset_info(fd, members[0].name))
+            return members[0], hot_reset_info(fd, members[0].name)
+
+    def _is_all_ours(self, info: HotResetInfo) -> bool:
+        """Tell whether all that is affected is open here and owned: nothing can stand against it then."""
+        opened = {each.address for each in self.members}
+        return all(each.address in opened and each.owned is not False for each in info.functions)
 
 
 def _group_fd(number: int) -> int:

@@ -65,10 +65,11 @@ class ConfigGuard:
     def __init__(self, pci: PciDevice, start: int, size: int) -> None:
         """Guard the configuration space that begins at ``start`` of the device's file."""
         self._pci = pci
-        self._start = start
+        self.start = start
+        """Where configuration space begins in the device's file."""
         self._size = size
         self._lock = threading.RLock()
-        self._through = False
+        self._through = 0
         self._found: _Controls | None = None
 
     # -- for who changes configuration
@@ -100,7 +101,7 @@ class ConfigGuard:
     def through(self, timeout: float) -> Iterator[None]:
         """Be alone, and write without an eye on the memory: for a reset, which takes care of it."""
         with self.alone(timeout):
-            before, self._through = self._through, True
+            before, self._through = self._through, threading.get_ident()
             try:
                 yield
             finally:
@@ -112,24 +113,21 @@ class ConfigGuard:
         state = PowerState.D0 if power is None else config.read16(power) & PowerState.MASK
         return bool(config.command & Command.MEMORY) and state != PowerState.D3_HOT
 
-    def wake(self) -> None:
-        """Put the function into D0."""
-        power = self._controls().power
-        if power is not None:
-            value = self._pci.config.read16(power)
-            if value & PowerState.MASK:
-                self._pci.config.write16(power, value & ~PowerState.MASK)
+    @property
+    def power_offset(self) -> int | None:
+        """Where PMCSR is; `None` for a function without power management."""
+        return self._controls().power
 
     # -- the op
 
     def write(self, file_offset: int, data: bytes, plain: Callable[[int, bytes], None]) -> None:
         """Write to the device's file; ``plain`` does so without a second thought."""
-        offset = file_offset - self._start
-        if not 0 <= offset < self._size:
+        offset = file_offset - self.start
+        if not 0 <= offset < self._size or self._through == threading.get_ident():
             plain(file_offset, data)
             return
         with self.alone():
-            effect = _Effect.NONE if self._through else self._effect(offset, data)
+            effect = self._effect(offset, data)
             if effect is _Effect.NONE:
                 plain(file_offset, data)
             elif effect is not _Effect.RESET:
@@ -186,7 +184,7 @@ class ConfigGuard:
 
     def _after(self, at: int, size: int, offset: int, data: bytes) -> int:
         """What a register would read after the write."""
-        before = self._pci.vdev.ops.read(self._pci.vdev, self._start + at, size)
+        before = self._pci.vdev.ops.read(self._pci.vdev, self.start + at, size)
         return _overlay(before, at, offset, data)
 
     def _controls(self) -> _Controls:

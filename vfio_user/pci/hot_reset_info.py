@@ -16,6 +16,7 @@ __all__ = ["AffectedFunction", "HotResetInfo", "hot_reset", "hot_reset_info", "p
 
 _HEAD = struct.Struct("=III")
 _ENTRY = struct.Struct("=IHBB")
+_USUAL = 8  # functions that a slot has at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def hot_reset_info(fd: int, name: str) -> HotResetInfo:
             requests.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
             "struct vfio_pci_hot_reset_info",
             device=name,
+            room=_USUAL * _ENTRY.size,
             needed=lambda data: _HEAD.size + int(data.count) * _ENTRY.size,
         )
     except VfioIoctlError as error:

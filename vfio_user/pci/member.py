@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vfio_user.device.health import DeviceHealth
-from vfio_user.errors import DeviceGoneError, VfioError
+from vfio_user.errors import DeviceGoneError, ResetFailedError, VfioError
 from vfio_user.memory import ZapReason
 from vfio_user.pci.config import Command
-from vfio_user.pci.snapshot import DECODING, ConfigSnapshot, answers
+from vfio_user.pci.snapshot import ConfigSnapshot, PowerState
 
 if TYPE_CHECKING:
     from vfio_user.pci.device import PciDevice, ResetListener
 
 __all__ = ["Member"]
+
+_COMMAND = 0x04
+_MASTER = int(Command.MASTER)
+_MEMORY = int(Command.MEMORY)
+_ACTIVE = int(Command.IO | Command.MEMORY | Command.MASTER)
 
 
 class Member:
@@ -60,28 +65,34 @@ class Member:
     def quiet(self) -> None:
         """Stop interrupts and bus mastering; what was there is noted."""
         # After a reset that failed, the configuration from before that one is what the user had.
-        snapshot = self.pci._before_reset or ConfigSnapshot.take(self.pci.config)
+        snapshot = self.pci._before_reset or self._look()
         self._snapshot = self.pci._before_reset = snapshot
         self.vdev.judge(DeviceHealth.RESETTING)
         for irq in self.pci.irqs.delivered:
             irq.quiesce()
-        self._set_command(int(self.pci.config.command) & ~Command.MASTER)
+        self._set_command(snapshot.command & ~_MASTER)
 
     def switch_off(self) -> None:
         """Stop decoding, and only then leave low power: what wakes up must not answer yet."""
-        self._set_command(int(self.pci.config.command) & ~DECODING & ~Command.MASTER)
-        self.guard.wake()
+        assert self._snapshot is not None
+        self._set_command(self._snapshot.command & ~_ACTIVE)
+        at = self.guard.power_offset
+        if at is not None:
+            state = int.from_bytes(self._read(at, 2), "little")
+            if state & PowerState.MASK:
+                self._write(at, (state & ~PowerState.MASK).to_bytes(2, "little"))
 
     # -- after
 
     def find_gone(self) -> DeviceGoneError | None:
         """Look whether the device still answers."""
         try:
-            if answers(self.pci.config):
-                return None
+            self._check(self._look())
+        except DeviceGoneError as gone:
+            return gone
         except VfioError as error:
             return DeviceGoneError(f"{self.name} can't be read any more: {error}")
-        return DeviceGoneError(f"{self.name} reads all-ones: it does not answer")
+        return None
 
     def restore_config(self) -> None:
         """Put the header back, and COMMAND but for bus mastering.
@@ -90,18 +101,23 @@ class Member:
             DeviceGoneError: it does not answer.
             ResetFailedError: a base address is lost.
         """
-        gone = self.find_gone()
-        if gone is not None:
-            raise gone
         assert self._snapshot is not None
-        self._snapshot.restore(self.pci.config)
-        self._set_command(self._snapshot.command & ~Command.MASTER)
+        now = self._look()
+        self._check(now)
+        wrong = self._snapshot.differences(now)
+        for offset, value in wrong:
+            self._write(offset, value)
+        lost = self._snapshot.lost_bars(self._look()) if wrong else []
+        if lost:
+            raise ResetFailedError(f"BAR {', '.join(map(str, lost))} of {self.name} did not come back after the reset")
+        self._set_command(self._snapshot.command & ~_MASTER)
 
     def revive(self, timeout: float) -> None:
         """Map the memory again; when decoding is off by the user's choice, it stays away for that reason."""
         if self.memory.window is None:
             return
-        if self.guard.memory_on():
+        assert self._snapshot is not None
+        if self._snapshot.command & _MEMORY:
             self.memory.window.revive(self.vdev.fileno(), timeout)
         else:
             self.memory.window.zap(ZapReason.DISABLED)
@@ -120,7 +136,7 @@ class Member:
     def switch_on(self) -> None:
         """Bus mastering as it was, last of all."""
         assert self._snapshot is not None
-        if self._snapshot.command & Command.MASTER:
+        if self._snapshot.command & _MASTER:
             self._set_command(self._snapshot.command)
 
     def settle(self) -> None:
@@ -136,6 +152,20 @@ class Member:
         if self.memory.window is not None:
             self.memory.window.zap(ZapReason.GONE if gone else ZapReason.FAILED)
 
+    # -- configuration space, by the ops: the transaction keeps everybody else out
+
+    def _look(self) -> ConfigSnapshot:
+        return ConfigSnapshot(self._read(0, ConfigSnapshot.SIZE))
+
+    def _check(self, now: ConfigSnapshot) -> None:
+        if not now.answers:
+            raise DeviceGoneError(f"{self.name} reads all-ones: it does not answer")
+
     def _set_command(self, value: int) -> None:
-        if int(self.pci.config.command) != value:
-            self.pci.config.command = Command(value)
+        self._write(_COMMAND, value.to_bytes(2, "little"))
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return self.vdev.ops.read(self.vdev, self.guard.start + offset, size)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self.vdev.ops.write(self.vdev, self.guard.start + offset, data)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
-from vfio_user.errors import ResetFailedError
-from vfio_user.pci.config import Command
+__all__ = ["ConfigSnapshot", "PowerState"]
 
-if TYPE_CHECKING:
-    from vfio_user.pci.config import ConfigSpace
-
-__all__ = ["ConfigSnapshot", "PowerState", "answers"]
-
-DECODING = int(Command.IO | Command.MEMORY)
-_HEADER_SIZE = 0x40
 _BARS = tuple(range(0x10, 0x28, 4))
 # Offset and width of what users may have set, in the order in which it is written back; COMMAND comes last.
 _FIELDS = ((0x0C, 1), (0x0D, 1), *((offset, 4) for offset in _BARS), (0x30, 4), (0x3C, 1))
-_CLASS = 0x08
+_CLASS = slice(0x08, 0x0C)
 
 
 class PowerState:
@@ -29,51 +21,38 @@ class PowerState:
     D3_HOT = 3
 
 
-def answers(config: ConfigSpace) -> bool:
-    """Tell whether a function answers at all: its class code comes from the device, its ids from the kernel's copy."""
-    return config.read32(_CLASS) != 0xFFFFFFFF
-
-
 @dataclass(frozen=True, slots=True)
 class ConfigSnapshot:
-    """The standard header before a reset.
+    """The standard header of a function, as it reads at one time.
 
-    The kernel restores configuration space itself; what is here is to find out whether it did, and to put back what
-    the transaction has changed: COMMAND.
+    The kernel restores configuration space itself after a reset; two of these, from before and after, tell whether it
+    did.
     """
 
     header: bytes
     """The first 64 bytes."""
 
-    @classmethod
-    def take(cls, config: ConfigSpace) -> ConfigSnapshot:
-        """Read the header."""
-        return cls(config.dump(_HEADER_SIZE))
+    SIZE: ClassVar[int] = 0x40
+    """How many bytes there are."""
 
     @property
     def command(self) -> int:
         """The command register."""
         return int.from_bytes(self.header[4:6], "little")
 
-    def restore(self, config: ConfigSpace) -> None:
-        """Write back what differs, but COMMAND.
+    @property
+    def answers(self) -> bool:
+        """Whether the function answers at all. Its class code tells: the ids are copies that the kernel keeps."""
+        return self.header[_CLASS] != b"\xff\xff\xff\xff"
 
-        Raises:
-            ResetFailedError: a base address register does not take its value again.
-        """
-        now = config.dump(_HEADER_SIZE)
-        wrong = [field for field in _FIELDS if not self._same(now, field)]
-        for offset, width in wrong:
-            value = int.from_bytes(self.header[offset : offset + width], "little")
-            (config.write8 if width == 1 else config.write32)(offset, value)
-        if not wrong:
-            return
-        after = config.dump(_HEADER_SIZE)
-        lost = [offset for offset in _BARS if not self._same(after, (offset, 4))]
-        if lost:
-            names = ", ".join(f"BAR {(offset - 0x10) // 4}" for offset in lost)
-            raise ResetFailedError(f"{names} did not come back after the reset")
+    def differences(self, after: ConfigSnapshot) -> list[tuple[int, bytes]]:
+        """Give offset and bytes of what users may have set and is different ``after``; COMMAND is not among it."""
+        fields = ((offset, self._field(offset, width), after._field(offset, width)) for offset, width in _FIELDS)
+        return [(offset, mine) for offset, mine, other in fields if mine != other]
 
-    def _same(self, header: bytes, field: tuple[int, int]) -> bool:
-        offset, width = field
-        return header[offset : offset + width] == self.header[offset : offset + width]
+    def lost_bars(self, after: ConfigSnapshot) -> list[int]:
+        """Give the numbers of the base address registers that are different ``after``."""
+        return [number for number, at in enumerate(_BARS) if self._field(at, 4) != after._field(at, 4)]
+
+    def _field(self, offset: int, width: int) -> bytes:
+        return self.header[offset : offset + width]
