@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfio_user.drivers.nvme import commands
@@ -29,6 +29,7 @@ def test_a_field_that_does_not_fit_is_named() -> None:
         SubmissionEntry(256).pack()
 
 
+@settings(deadline=None)
 @given(lba=st.integers(0, (1 << 64) - 1), num_blocks=st.integers(1, 65536))
 def test_read_and_write(lba: int, num_blocks: int) -> None:
     for entry, opcode in (

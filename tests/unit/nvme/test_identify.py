@@ -6,7 +6,7 @@ import struct
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfio_user.drivers.nvme.identify_controller import IdentifyController, PowerState
@@ -127,6 +127,7 @@ def test_descriptors() -> None:
     assert found == NamespaceDescriptors(eui64=bytes(range(8)), nguid=None, uuid=some_uuid, command_set=0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=40)), max_size=300))
 def test_hostile_descriptors_end_or_are_refused(parts: list[tuple[int, int, bytes]]) -> None:
     raw = b"".join(bytes([kind, length, 0, 0]) + value for kind, length, value in parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfio_user.drivers.nvme.prp import list_stride, prp_fields, prp_pages
@@ -51,6 +51,7 @@ def lists_at(iova: int, data: bytes) -> dict[int, int]:
     return {iova + 8 * i: value for i, (value,) in enumerate(struct.iter_unpack("<Q", data))}
 
 
+@settings(deadline=None)
 @given(
     iova=st.integers(1, 1 << 36).map(lambda n: n * 4),
     size=st.integers(1, 6 << 20),
@@ -77,6 +78,7 @@ def scattered(draw: st.DrawFn) -> list[tuple[int, int]]:
     return segments
 
 
+@settings(deadline=None)
 @given(scattered(), st.integers(0, 511))
 def test_scattered_segments_are_found_in_order_from_a_list_anywhere_in_a_page(
     segments: list[tuple[int, int]], slot: int
@@ -88,6 +90,7 @@ def test_scattered_segments_are_found_in_order_from_a_list_anywhere_in_a_page(
     assert merged(pieces) == merged(segments)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64 << 20), st.integers(0, PAGE // 4 - 1))
 def test_the_stride_has_room_for_the_worst_transfer(max_transfer: int, offset: int) -> None:
     stride = list_stride(max_transfer, PAGE)

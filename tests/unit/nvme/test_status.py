@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfio_user.drivers.nvme.errors import NvmeError, NvmeStatusError
@@ -39,6 +39,7 @@ def test_all_bits_are_decoded() -> None:
     assert "more in the error log" in str(status)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0x7FFF))
 def test_every_value_has_a_name_and_only_zero_is_ok(value: int) -> None:
     status = Status.from_int(value)

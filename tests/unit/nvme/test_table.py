@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfio_user.drivers.nvme.table import CommandTable
@@ -23,7 +23,8 @@ def add(table: CommandTable[Item]) -> Item:
     return item
 
 
-@given(st.integers(1, 65535), st.data())
+@settings(deadline=None)
+@given(st.integers(1, 300) | st.just(65535), st.data())
 def test_identifiers_are_unique_and_taken_back_once(capacity: int, data: st.DataObject) -> None:
     table: CommandTable[Item] = CommandTable(capacity)
     live: list[Item] = []

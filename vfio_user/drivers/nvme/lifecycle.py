@@ -257,7 +257,7 @@ class ControllerLife(Driver):
         if self.state is not ControllerState.RUNNING:
             advice = {
                 ControllerState.STOPPED: "use it in a with block, or start() it",
-                ControllerState.RESETTING: "wait until the reset is over",
+                ControllerState.RESETTING: "wait until the reset is over; if it failed, reset() again",
                 ControllerState.FAILED: "reset() it",
                 ControllerState.RUNNING: "",
             }[self._state]
