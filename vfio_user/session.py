@@ -26,15 +26,15 @@ class Devices(tuple[PciDevice, ...]):
         """Close every device, then the address space; all are tried.
 
         Raises:
-            ExceptionGroup: some could not be closed.
+            ExceptionGroup: some could not be closed; call again for those where the message says so.
         """
         failures: list[Exception] = []
-        for device in reversed(self):
+        closing: list[PciDevice | AddressSpace] = [*reversed(self), self.address_space]
+        for each in closing:
             try:
-                device.close()
+                each.close()
             except Exception as error:
                 failures.append(error)
-        self.address_space.close()
         if failures:
             raise ExceptionGroup("some devices could not be closed", failures)
 

@@ -15,7 +15,7 @@ from vfio_user.drivers.base import Driver
 from vfio_user.errors import ArgumentError, BoundsError, DeviceGoneError, UnsupportedError
 from vfio_user.iommu import DmaBuffer, DmaSlice
 
-__all__ = ["Edu"]
+__all__ = ["Edu", "Interrupt"]
 
 ID, LIVENESS, FACTORIAL, STATUS = 0x00, 0x04, 0x08, 0x20
 IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x24, 0x60, 0x64

@@ -177,7 +177,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
 
 
-def parse_device(text: str) -> Device:
+def _parse_device(text: str) -> Device:
     """Return one device of ``KIND[,property=value…]``."""
     kind, *rest = text.strip().split(",")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", kind):
@@ -193,7 +193,7 @@ def parse_device(text: str) -> Device:
 
 def parse_slot(text: str) -> tuple[Device, ...]:
     """Return the functions of one slot: devices joined by ``+``; eight at most."""
-    functions = tuple(parse_device(part) for part in text.split("+"))
+    functions = tuple(_parse_device(part) for part in text.split("+"))
     if len(functions) > 8:
         raise GuestSpecError(f"{text!r} has {len(functions)} functions; a slot has room for 8")
     return functions

@@ -1,0 +1,159 @@
+"""Opening devices: what is refused before anything is touched, and all or none of several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+import vfio_user
+from tests.guest.leaks import nothing_left
+from tests.unit.conftest import ADDRESS
+from tests.unit.fake_device import FakeDevice
+from tests.unit.fake_kernel import FakeKernel
+from tests.unit.fake_sysfs import FakeSysfs
+from vfio_user import AddressSpace, IommuMode, open_devices
+from vfio_user.errors import ArgumentError, BusyError, DeadlineError, NotViableError, UnsupportedError, VfioError
+from vfio_user.kernel.sysfs import PciFunction
+
+SECOND, THIRD = "0000:01:00.1", "0000:02:00.0"
+
+
+@pytest.fixture
+def three(device: FakeDevice, kernel: FakeKernel, tree: FakeSysfs) -> Iterator[list[str]]:
+    """Two devices in group 7, one in group 8."""
+    for address, group in ((SECOND, 7), (THIRD, 8)):
+        tree.add(address, driver="vfio-pci", group=group)
+        kernel.devices[address] = FakeDevice()
+    yield [ADDRESS, SECOND, THIRD]
+    kernel.devices[SECOND].close()
+    kernel.devices[THIRD].close()
+
+
+@pytest.mark.parametrize("mode", ["type1", "type1v2", IommuMode.TYPE1V2])
+def test_open_and_close(device: FakeDevice, mode: IommuMode | str) -> None:
+    with nothing_left():
+        with vfio_user.open(ADDRESS, mode=mode) as pci:
+            assert pci.name == ADDRESS
+            assert pci.address_space.mode is IommuMode.parse(mode)
+            assert open_devices() == (pci.vdev,)
+        assert pci.address_space.closed, "it was made for this device"
+        pci.close()
+
+
+def test_short_spelling_and_address_object(device: FakeDevice) -> None:
+    with vfio_user.open(" 01:00.0 ", mode="type1v2") as pci:
+        address = pci.address
+    with vfio_user.open(address, mode="type1v2") as pci:
+        assert pci.name == ADDRESS
+
+
+def test_opening_changes_nothing(device: FakeDevice) -> None:
+    before = device.read(7, 0, 4096)
+    with vfio_user.open(ADDRESS, mode="type1v2"):
+        assert device.read(7, 0, 4096) == before
+    assert device.read(7, 0, 4096) == before
+    assert device.resets == 0
+    assert device.set_irqs == []
+
+
+def test_what_is_refused_before_anything_is_opened(kernel: FakeKernel, tree: FakeSysfs) -> None:
+    tree.add(ADDRESS, driver="vfio-pci")
+    with nothing_left(), AddressSpace("type1v2") as space:
+        del kernel.asked[:]
+        with pytest.raises(ArgumentError, match=r"no PCI function 0000:09:00\.0"):
+            vfio_user.open("09:00.0")
+        with pytest.raises(ArgumentError, match="not a PCI address"):
+            vfio_user.open("edu")
+        with pytest.raises(ArgumentError, match="either a mode or an address space"):
+            vfio_user.open(ADDRESS, mode="type1", address_space=space)
+        with pytest.raises(UnsupportedError, match="no IOMMU group"):
+            vfio_user.open(ADDRESS, mode="type1v2")
+        with pytest.raises(ArgumentError, match="no addresses were given"):
+            vfio_user.open_all([])
+        assert kernel.asked == []
+
+
+def test_noiommu_only_by_keyword(device: FakeDevice, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PciFunction, "noiommu", True)
+    with pytest.raises(UnsupportedError, match=rf"{ADDRESS} is in a noiommu group.*allow_noiommu=True"):
+        vfio_user.open(ADDRESS)
+    with pytest.raises(UnsupportedError, match="allow_noiommu=True"):
+        vfio_user.open_all([ADDRESS])
+    assert kernel.asked == []
+
+
+def test_open_already(device: FakeDevice) -> None:
+    with vfio_user.open(ADDRESS, mode="type1v2") as pci:
+        for space in (None, pci.address_space):
+            with nothing_left(), pytest.raises(BusyError, match=f"{ADDRESS} is open in this process already"):
+                vfio_user.open(ADDRESS, mode="auto" if space else "type1v2", address_space=space)
+        assert pci.config.vendor_id == 0x1234
+
+
+def test_shared_space_outlives_its_devices(three: list[str]) -> None:
+    with nothing_left(), AddressSpace("type1v2") as space:
+        for _ in range(2):
+            with vfio_user.open(three[0], address_space=space), vfio_user.open(three[2], address_space=space):
+                pass
+            assert not space.closed
+
+
+def test_several_at_once(three: list[str], kernel: FakeKernel) -> None:
+    with nothing_left():
+        with vfio_user.open_all(three, mode="type1v2") as devices:
+            assert [each.name for each in devices] == three
+            assert {id(each.address_space) for each in devices} == {id(devices.address_space)}
+            assert [each.name for each in open_devices()] == three
+        assert devices.address_space.closed
+        devices.close()
+        del devices
+
+
+@pytest.mark.parametrize("failing", [SECOND, THIRD])
+def test_all_or_none(three: list[str], kernel: FakeKernel, tree: FakeSysfs, failing: str) -> None:
+    device = kernel.devices.pop(failing)
+    tree.bind(failing, "edu")
+    with nothing_left(), pytest.raises(UnsupportedError, match=f"{failing} is not bound to vfio-pci"):
+        vfio_user.open_all(three, mode="type1v2")
+    assert open_devices() == ()
+    kernel.devices[failing] = device
+
+
+def test_same_device_twice(three: list[str]) -> None:
+    with nothing_left(), pytest.raises(BusyError, match=f"{ADDRESS} is open in this process already"):
+        vfio_user.open_all([ADDRESS, SECOND, ADDRESS], mode="type1v2")
+    assert open_devices() == ()
+
+
+def test_group_that_is_not_viable(three: list[str], kernel: FakeKernel, tree: FakeSysfs) -> None:
+    tree.bind(SECOND, "nvme")
+    kernel.viable = False
+    with nothing_left(), pytest.raises(NotViableError, match=rf"{SECOND} \(driver nvme\)"):
+        vfio_user.open(ADDRESS, mode="type1v2")
+
+
+def test_close_tries_every_device_and_the_space(three: list[str], kernel: FakeKernel) -> None:
+    def stay(timeout: float = 10.0) -> None:
+        raise DeadlineError("somebody is in")
+
+    with nothing_left():
+        devices = vfio_user.open_all(three, mode="type1v2")
+        buffer = devices[0].dma_alloc(4096)
+        kernel.short = 4096
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(devices[1], "close", stay)
+            with pytest.raises(ExceptionGroup, match="some devices could not be closed") as caught:
+                devices.close()
+        assert [type(each) for each in caught.value.exceptions] == [DeadlineError, VfioError]
+        assert [each.closed for each in devices] == [True, False, True]
+        devices[1].close()
+        assert buffer.closed, "with the last device its address space ended"
+        del devices, buffer
+
+
+def test_variant_table(device: FakeDevice) -> None:
+    ops = dataclasses.replace(vfio_user.PCI_OPS, name="variant")
+    with vfio_user.open(ADDRESS, mode="type1v2", ops=ops) as pci:
+        assert pci.vdev.ops is ops
