@@ -1,7 +1,7 @@
 """Run the lanes of tests and print a summary.
 
-A lane is one row of `LANES`: tests on this machine, or tests inside of a guest. A lane that can't run, or
-that runs no test, has failed. Results and logs of each lane are left in ``.out/lanes/NAME``.
+A lane is one row of `LANES`: tests on this machine, tests inside of a guest, or a command that must succeed. A lane
+that can't run, or that runs no test, has failed. Results and logs of each lane are left in ``.out/lanes/NAME``.
 
     python tests/lanes.py              all lanes
     python tests/lanes.py unit guest-* those that match
@@ -10,6 +10,7 @@ that runs no test, has failed. Results and logs of each lane are left in ``.out/
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import shutil
 import subprocess
@@ -32,10 +33,14 @@ class Lane:
     """One way of running some of the tests."""
 
     name: str
-    tests: tuple[str, ...]
+    tests: tuple[str, ...] = ()
+    """What pytest is given."""
     guest: Guest | None = None
+    """Where it runs; None is this machine."""
+    command: tuple[str, ...] = ()
+    """Instead of tests: the ``vfio-user`` command that must succeed, which counts as one test."""
     timeout: float = 900.0
-    options: tuple[str, ...] = ()
+    """Seconds for all of it."""
 
 
 @dataclass(slots=True)
@@ -56,12 +61,14 @@ LANES = (
     Lane("runner", ("tests/runner",)),
     Lane("guest-6.1", ("tests/guest",), Guest(kernel="6.1", devices=DEVICES)),
     Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
+    Lane("guest-feature", ("tests/guest",), Guest(kernel="feature", devices=DEVICES)),
     Lane("no-iommu", ("tests/unusual/test_no_iommu.py",), Guest(iommu="none", devices=("edu",), bind=False)),
     Lane(
         "no-remapping",
         ("tests/unusual/test_no_interrupt_remapping.py",),
         Guest(append="intremap=off", devices=("edu",)),
     ),
+    Lane("demo", command=("demo",)),
 )
 
 
@@ -73,17 +80,29 @@ def run_lane(lane: Lane) -> Outcome:
     folder.mkdir(parents=True)
     begin = time.monotonic()
     try:
-        code = _pytest_in_guest(lane, lane.guest, folder) if lane.guest else _pytest(lane, folder)
-        outcome = read_junit(lane.name, folder / "junit.xml")
-        # pytest says 0 when all is well, 1 when tests failed; anything else means that it did not do its
-        # work.
-        if code not in (0, 1) or (code == 1 and not outcome.failed):
-            outcome.problem = outcome.problem or f"pytest ended with {code}"
+        outcome = _run_command(lane) if lane.command else _run_tests(lane, folder)
     except (GuestError, subprocess.SubprocessError, OSError) as error:
         outcome = Outcome(lane.name, problem=f"{type(error).__name__}: {error}")
     if outcome.problem:
         outcome.failed += 1
     outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+def _run_command(lane: Lane) -> Outcome:
+    command = [sys.executable, "-m", "vfio_user.cli", *lane.command]
+    done = subprocess.run(command, cwd=TOP, timeout=lane.timeout, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        return Outcome(lane.name, problem=f"vfio-user {' '.join(lane.command)} ended with {done.returncode}")
+    return Outcome(lane.name, passed=1)
+
+
+def _run_tests(lane: Lane, folder: Path) -> Outcome:
+    code = _pytest_in_guest(lane, lane.guest, folder) if lane.guest else _pytest(lane, folder)
+    outcome = read_junit(lane.name, folder / "junit.xml")
+    # pytest says 0 when all is well, 1 when tests failed; anything else means that it did not do its work.
+    if code not in (0, 1) or (code == 1 and not outcome.failed):
+        outcome.problem = outcome.problem or f"pytest ended with {code}"
     return outcome
 
 
@@ -93,8 +112,7 @@ def _pytest(lane: Lane, folder: Path) -> int:
 
 
 def _pytest_in_guest(lane: Lane, guest: Guest, folder: Path) -> int:
-    # The folder has the same path inside, but what is written to that path stays inside: the result goes to
-    # the share.
+    # The folder has the same path inside, but what is written there stays inside: the result goes to the share.
     command = ["sh", "-c", 'exec "$@" --junit-xml="$VFIO_USER_OUTPUT/junit.xml"', "sh", *_command(lane, "")]
     streams = (sys.stdout.buffer, sys.stderr.buffer)
     return run(
@@ -104,7 +122,7 @@ def _pytest_in_guest(lane: Lane, guest: Guest, folder: Path) -> int:
 
 def _command(lane: Lane, junit: str) -> list[str]:
     report = [f"--junit-xml={junit}"] if junit else []
-    return [sys.executable, "-m", "pytest", "-q", *lane.options, *report, *lane.tests]
+    return [sys.executable, "-m", "pytest", "-q", *report, *lane.tests]
 
 
 def read_junit(lane: str, path: Path) -> Outcome:
@@ -143,6 +161,7 @@ def main(patterns: list[str]) -> int:
         print(f"no lane matches {' '.join(unmatched)}; there are {' '.join(lane.name for lane in LANES)}")
         return 2
     os.environ.setdefault("COLUMNS", "110")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # kernels that are fetched or built
     outcomes = []
     for lane in chosen:
         outcome = run_lane(lane)

@@ -19,16 +19,22 @@ _CHECK_EXTENSION = 0x3B65
 _EXTENSIONS = {"type1": 1, "type1v2": 3}
 
 
-def kernel_modes() -> list[str]:
-    """Return the IOMMU modes that this guest's kernel has."""
+def _container_modes(node: str, prefix: str = "") -> list[str]:
     try:
-        container = os.open("/dev/vfio/vfio", os.O_RDWR | os.O_CLOEXEC)
+        container = os.open(node, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return []
     try:
-        return [name for name, number in _EXTENSIONS.items() if fcntl.ioctl(container, _CHECK_EXTENSION, number)]
+        found = [name for name, number in _EXTENSIONS.items() if fcntl.ioctl(container, _CHECK_EXTENSION, number)]
+        return [prefix + name for name in found]
     finally:
         os.close(container)
+
+
+def kernel_modes() -> list[str]:
+    """Return the IOMMU modes that this guest's kernel has."""
+    cdev = ["iommufd"] if os.path.isdir("/dev/vfio/devices") else []
+    return _container_modes("/dev/vfio/vfio") + _container_modes("/dev/iommu", "compat-") + cdev
 
 
 MODES = kernel_modes() if in_guest() else []

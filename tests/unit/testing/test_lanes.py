@@ -69,6 +69,16 @@ def test_a_lane_that_cannot_run_has_failed(out: Path, monkeypatch: pytest.Monkey
     assert outcome.problem.startswith(type(error).__name__)
 
 
+@pytest.mark.parametrize(("code", "counts"), [(0, (1, 0)), (3, (0, 1))])
+def test_a_command_counts_as_one_test(
+    out: Path, monkeypatch: pytest.MonkeyPatch, code: int, counts: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code))
+    outcome = lanes.run_lane(Lane("demo", command=("demo",)))
+    assert (outcome.passed, outcome.failed) == counts
+    assert bool(outcome.problem) == bool(code)
+
+
 def test_old_results_do_not_count(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (out / "unit").mkdir()
     (out / "unit/junit.xml").write_text(JUNIT.format(5, 0, 0, 0))
