@@ -8,9 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user.addresses import PciAddress
+from vfio_user.device.base import open_devices
 from vfio_user.device.ops import DeviceOps
-from vfio_user.errors import ArgumentError, UnsupportedError
+from vfio_user.errors import ArgumentError, BusyError, UnsupportedError
 from vfio_user.iommu import AddressSpace, IommuMode, explain
+from vfio_user.iommu.modes import best_mode
 from vfio_user.kernel import sysfs
 from vfio_user.pci.device import PCI_OPS, PciDevice
 
@@ -63,7 +65,7 @@ def open(
 
     Args:
         address: ``"0000:01:00.0"``.
-        mode: which IOMMU back end, by name; ``"auto"`` takes the best that the machine has.
+        mode: which IOMMU back end, by name; ``"auto"`` takes iommufd where kernel and rights allow, else a container.
         address_space: share this one with other devices, instead of making one.
         allow_noiommu: accept a device without an IOMMU: nothing then protects the machine from it.
         vf_token: UUID set by the owner of the physical function; for a virtual function of a PF on ``vfio-pci``.
@@ -71,6 +73,7 @@ def open(
 
     Raises:
         ArgumentError: no such device, or arguments that exclude each other.
+        BusyError: this process has it open.
         UnsupportedError: it is not bound to ``vfio-pci``, or has no IOMMU.
         NotViableError: another device of its group is in the way; names it.
         VfioOSError: a system call failed; the message says what to do.
@@ -79,11 +82,10 @@ def open(
     if address_space is not None:
         if mode != "auto":
             raise ArgumentError("give either a mode or an address space; the space has a mode already")
+        _require_closed(function)
         return _attach(function, address_space, vf_token, ops, owns_space=False)
-    _check_iommu(function, allow_noiommu)
     with ExitStack() as stack:
-        chosen = IommuMode.NOIOMMU if function.noiommu and mode == "auto" else mode
-        space = stack.enter_context(AddressSpace(chosen, allow_noiommu=allow_noiommu))
+        space = stack.enter_context(_space([function], mode, allow_noiommu))
         device = _attach(function, space, vf_token, ops, owns_space=True)
         stack.pop_all()
         return device
@@ -99,11 +101,8 @@ def open_all(
     functions = [sysfs.pci_function(address) for address in addresses]
     if not functions:
         raise ArgumentError("no addresses were given")
-    for function in functions:
-        _check_iommu(function, allow_noiommu)
     with ExitStack() as stack:
-        chosen = IommuMode.NOIOMMU if functions[0].noiommu and mode == "auto" else mode
-        space = stack.enter_context(AddressSpace(chosen, allow_noiommu=allow_noiommu))
+        space = stack.enter_context(_space(functions, mode, allow_noiommu))
         opened = [
             stack.enter_context(_attach(function, space, None, PCI_OPS, owns_space=False)) for function in functions
         ]
@@ -113,11 +112,25 @@ def open_all(
     return devices
 
 
-def _check_iommu(function: sysfs.PciFunction, allow_noiommu: bool) -> None:
-    if function.iommu_group is None:
-        raise UnsupportedError(explain.no_group(str(function.address)))
-    if function.noiommu and not allow_noiommu:
-        raise UnsupportedError(explain.noiommu_not_allowed(str(function.address)))
+def _space(functions: Sequence[sysfs.PciFunction], mode: IommuMode | str, allow_noiommu: bool) -> AddressSpace:
+    """Make an address space for devices that are not open yet, in a mode that suits all of them."""
+    for function in functions:
+        if function.noiommu and not allow_noiommu:
+            raise UnsupportedError(explain.noiommu_not_allowed(function.name))
+        if function.iommu_group is None and not function.noiommu:
+            raise UnsupportedError(explain.no_group(function.name))
+        _require_closed(function)
+    if mode == "auto":
+        # The modes of the devices differ where only some have a node of their own that this user may open.
+        modes = {best_mode(function) for function in functions}
+        mode = modes.pop() if len(modes) == 1 else IommuMode.TYPE1V2
+    return AddressSpace(mode, allow_noiommu=allow_noiommu)
+
+
+def _require_closed(function: sysfs.PciFunction) -> None:
+    # The kernel's own answer depends on the way in: EBUSY from a group, EINVAL from the device's node.
+    if any(vdev.name == function.name for vdev in open_devices()):
+        raise BusyError(f"{function.name} is open in this process already")
 
 
 def _attach(

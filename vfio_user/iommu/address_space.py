@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +19,7 @@ from vfio_user.errors import (
     IovaError,
     UnsupportedError,
     VfioError,
+    VfioOSError,
 )
 from vfio_user.iommu import explain
 from vfio_user.iommu.backend import IommuBackend, open_backend
@@ -24,10 +27,10 @@ from vfio_user.iommu.buffer import DmaBuffer
 from vfio_user.iommu.gate import Gate
 from vfio_user.iommu.iova import IovaAllocator
 from vfio_user.iommu.mapping import DmaMapping
-from vfio_user.iommu.modes import IommuMode, available_modes
+from vfio_user.iommu.modes import IommuMode, best_mode
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import Backing, address_of, allocate
-from vfio_user.kernel.sysfs import PciFunction
+from vfio_user.kernel.sysfs import VfioNode
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -58,14 +61,14 @@ class AddressSpace:
 
         Args:
             mode: one of `IommuMode`, or ``"auto"``: the best one that the machine has.
-            allow_noiommu: must be given for `IommuMode.NOIOMMU`, which protects nothing.
+            allow_noiommu: must be given for the modes without an IOMMU, which protect nothing.
 
         Raises:
             UnsupportedError: the machine has no such mode.
             VfioOSError: the node can't be opened; the message says what to do.
         """
-        chosen = _best_mode() if mode == "auto" else IommuMode.parse(mode)
-        if chosen is IommuMode.NOIOMMU and not allow_noiommu:
+        chosen = best_mode() if mode == "auto" else IommuMode.parse(mode)
+        if not chosen.translates and not allow_noiommu:
             raise ArgumentError(explain.noiommu_not_allowed("the device"))
         self._backend: IommuBackend = open_backend(chosen)
         self._lock = threading.Lock()
@@ -90,7 +93,7 @@ class AddressSpace:
 
     @property
     def iova_ranges(self) -> tuple[IovaRange, ...]:
-        """The IOVAs that can be mapped; needs an attached device."""
+        """The IOVAs that can be mapped; needs an attached device. None where nothing is translated."""
         return self._live_allocator().ranges
 
     @property
@@ -113,14 +116,19 @@ class AddressSpace:
 
     # -- devices
 
-    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
+    @property
+    def backend(self) -> IommuBackend:
+        """What it is made of, for what has no verb here: an `IommufdBackend` has the iommufd, ... ."""
+        return self._backend
+
+    def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
         """Let a device use this address space, and open it. `vfio_user.open` is the usual way.
 
-        The caller closes the returned descriptor and then calls `detach`.
+        The caller closes the returned descriptor, which takes the device out, and then calls `detach`.
         """
         with self._attach_lock:
             self._require_open()
-            device = self._backend.attach(function, vf_token=vf_token)
+            device = self._backend.attach(node, vf_token=vf_token)
             try:
                 self._refresh_ranges()
             except BaseException:
@@ -195,25 +203,64 @@ class AddressSpace:
         """Map memory by its address; ``keepalive`` is held as long as it is mapped. See `map`."""
         if not (read or write):
             raise ArgumentError("a mapping that devices may neither read nor write is of no use")
-        with self._gate.together():
-            allocator = self._live_allocator()
-            page = allocator.page_size
-            if vaddr % page or size % page or size <= 0:
-                raise AlignmentError(
-                    f"address {vaddr:#x} and size {size:#x} must be multiples of the IOMMU's page size {page:#x}; "
-                    "alloc() gives such memory"
-                )
-            place = self._take_iova(allocator, iova, size, iova_limit)
-            try:
-                self._backend.map(place, vaddr, size, read=read, write=write)
-            except BaseException:
-                with self._lock:
-                    allocator.free(place, size)
-                raise
-            mapping = DmaMapping(self, place, Vaddr(vaddr), size, keepalive)
-            with self._lock:
-                self._mappings[place] = mapping
-            return mapping
+        page = self._live_allocator().page_size
+        if vaddr % page or size % page or size <= 0:
+            raise AlignmentError(
+                f"address {vaddr:#x} and size {size:#x} must be multiples of the IOMMU's page size {page:#x}; "
+                "alloc() gives such memory"
+            )
+
+        def at(place: Iova | None) -> Iova:
+            return self._backend.map(place, vaddr, size, read=read, write=write)
+
+        return self._map(at, Vaddr(vaddr), size, iova, iova_limit, keepalive)
+
+    def map_file(
+        self,
+        fd: int,
+        size: int,
+        *,
+        offset: int = 0,
+        iova: int | None = None,
+        read: bool = True,
+        write: bool = True,
+        iova_limit: int | None = None,
+        keepalive: object = None,
+    ) -> DmaMapping:
+        """Map a part of a memory file.
+
+        With iommufd it needs no address in this process, and may be a dma-buf of a device's region too; elsewhere it is
+        mapped into this process first.
+
+        Args:
+            fd: the file; may be closed afterwards.
+            size: bytes, whole pages.
+            offset: where in the file, on a page.
+            iova: where; by default the address space chooses.
+            read: devices may read it.
+            write: devices may write it.
+            iova_limit: the IOVA range ends at or below it.
+            keepalive: held as long as it is mapped.
+
+        Raises:
+            AlignmentError: offset, size or IOVA is not a multiple of the page size.
+            IovaError: as `map`.
+            UnsupportedError: the kernel can't map this kind of file for devices.
+            VfioOSError: the file is not one that can be mapped.
+        """
+        page = self._live_allocator().page_size
+        if offset % page or size % page or size <= 0 or offset < 0:
+            raise AlignmentError(f"offset {offset:#x} and size {size:#x} must be multiples of the page size {page:#x}")
+        if not (read or write):
+            raise ArgumentError("a mapping that devices may neither read nor write is of no use")
+        if not self._backend.maps_files:
+            memory = _map_here(fd, offset, size, write)
+            return self.map(memory, iova=iova, read=read, write=write, iova_limit=iova_limit)
+
+        def at(place: Iova | None) -> Iova:
+            return self._backend.map_file(place, fd, offset, size, read=read, write=write)
+
+        return self._map(at, None, size, iova, iova_limit, keepalive)
 
     def alloc(
         self,
@@ -231,8 +278,10 @@ class AddressSpace:
             backing: ``"anonymous"``, ``"memfd"``, ``"huge2m"`` or ``"huge1g"``.
             iova: where; by default the address space chooses.
 
+        Without an IOMMU the memory is physically contiguous, which beyond a page takes huge pages.
+
         Raises:
-            IovaError: no IOVA is free.
+            IovaError: no IOVA is free; without an IOMMU, no contiguous memory.
             VfioOSError: no memory, or no huge pages; the message says how to get some.
         """
         try:
@@ -241,7 +290,7 @@ class AddressSpace:
             names = ", ".join(each.value for each in Backing)
             raise ArgumentError(f"{backing!r} is not a backing; there are: {names}") from None
         self._live_allocator()
-        memory = allocate(size, kind)
+        memory = allocate(size, kind, contiguous=not self.mode.translates)
         try:
             mapping = self.map_address(memory.address, memory.size, iova=iova, iova_limit=iova_limit, keepalive=memory)
         except BaseException:
@@ -291,6 +340,36 @@ class AddressSpace:
 
     # -- inside
 
+    def _map(
+        self,
+        at: Callable[[Iova | None], Iova],
+        vaddr: Vaddr | None,
+        size: int,
+        iova: int | None,
+        limit: int | None,
+        keepalive: object,
+    ) -> DmaMapping:
+        """Find a place, let ``at`` map something there, and keep the books."""
+        with self._gate.together():
+            allocator = self._live_allocator()
+            place = self._take_iova(allocator, iova, size, limit)
+            try:
+                address = at(place)
+            except BaseException:
+                if place is not None:
+                    with self._lock:
+                        allocator.free(place, size)
+                raise
+            if limit is not None and address + size > limit:  # only where the place is not ours to choose
+                self._backend.unmap(address, size)
+                raise IovaError(
+                    f"{address:#x}, {size:#x} bytes, reaches beyond the limit {limit:#x}; {explain.no_choice()}"
+                )
+            mapping = DmaMapping(self, address, vaddr, size, keepalive, at)
+            with self._lock:
+                self._mappings[address] = mapping
+            return mapping
+
     def _unmap(self, mapping: DmaMapping) -> None:
         with self._gate.together():
             with self._lock:
@@ -330,9 +409,11 @@ class AddressSpace:
         for mapping in mappings:
             mapping._ended()
 
-    def _take_iova(self, allocator: IovaAllocator, iova: int | None, size: int, limit: int | None) -> Iova:
-        if not allocator.ranges:
-            raise UnsupportedError(explain.no_translation())
+    def _take_iova(self, allocator: IovaAllocator, iova: int | None, size: int, limit: int | None) -> Iova | None:
+        if not self.mode.translates:
+            if iova is not None:
+                raise ArgumentError(f"IOVA {iova:#x} can't be chosen: {explain.no_choice()}")
+            return None
         with self._lock:
             if iova is not None:
                 if limit is not None and iova + size > limit:
@@ -384,7 +465,11 @@ class AddressSpace:
         return f"<AddressSpace {self.mode.value} {len(self._mappings)} mappings{state}>"
 
 
-def _best_mode() -> IommuMode:
-    modes = available_modes()
-    # Without any node the open of the usual one says best what is missing.
-    return modes[0] if modes else IommuMode.TYPE1V2
+def _map_here(fd: int, offset: int, size: int, write: bool) -> mmap.mmap:
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+    try:
+        return mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection, offset=offset)
+    except (OSError, ValueError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        hint = "A file that can't be mapped into a process needs mode iommufd"
+        raise VfioOSError(code or errno.EINVAL, f"map {size} bytes of file {fd} at {offset:#x}", hint) from error

@@ -1,18 +1,19 @@
-"""What an address space asks of a back end, and the back end made of a container and its groups."""
+"""What an address space asks of a back end, and the table of the back ends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from vfio_user.errors import ClosedError, UnsupportedError
-from vfio_user.iommu import explain
-from vfio_user.iommu.container import Container, IommuInfo
-from vfio_user.iommu.group import Group
+from vfio_user.addresses import Iova
+from vfio_user.iommu.containers import ContainerBackend, NoiommuBackend
+from vfio_user.iommu.info import IommuInfo
+from vfio_user.iommu.iommufd.backend import IommufdBackend, NoiommuIommufdBackend
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.kernel.fd import OwnedFd
-from vfio_user.kernel.sysfs import PciFunction
+from vfio_user.kernel.sysfs import VfioNode
 
-__all__ = ["ContainerBackend", "IommuBackend", "open_backend"]
+__all__ = ["IommuBackend", "open_backend"]
 
 
 class IommuBackend(Protocol):
@@ -26,14 +27,29 @@ class IommuBackend(Protocol):
     def mode(self) -> IommuMode:
         """Which back end this is."""
 
-    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
-        """Make the IOMMU translate for a device through these page tables, and open the device."""
+    @property
+    def maps_files(self) -> bool:
+        """Tell whether `map_file` maps files that have no address in this process."""
+
+    def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
+        """Make the IOMMU translate for a device through these page tables, and open the device.
+
+        Closing the descriptor takes the device out again.
+        """
 
     def info(self) -> IommuInfo:
         """Give the usable ranges and page sizes; needs an attached device."""
 
-    def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
-        """Map process memory at an IOVA."""
+    def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
+        """Map process memory, and give the address at which devices find it.
+
+        That is ``iova``; where nothing is translated, ``iova`` is `None` and the address is the physical one.
+        """
+
+    def map_file(
+        self, iova: Iova | None, fd: int, offset: int, size: int, *, read: bool = True, write: bool = True
+    ) -> Iova:
+        """Map a part of a file likewise."""
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap a range; give the number of bytes that were unmapped."""
@@ -45,80 +61,15 @@ class IommuBackend(Protocol):
         """Close what `attach` opened besides the devices, then the back end itself."""
 
 
-class ContainerBackend:
-    """A VFIO container with the groups that were attached to it.
-
-    Lifetime:
-        Groups stay in the container until `close()`, also when their devices are closed before: the kernel forgets the
-        IOMMU type and every mapping with the last group.
-    Locking:
-        The address space's attach lock covers `attach` and `close`.
-    """
-
-    def __init__(self, mode: IommuMode) -> None:
-        self.container = Container(mode)
-        self._groups: dict[int, Group] = {}
-
-    @property
-    def mode(self) -> IommuMode:
-        """Which of the container modes this is."""
-        return self.container.mode
-
-    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
-        """Open the device's group, put it into the container if it is not there, and open the device.
-
-        Raises:
-            UnsupportedError: the device has no group, or is not bound to a VFIO driver.
-            NotViableError: another device of the group is in the way.
-            VfioOSError: a system call failed; the message says what to do.
-        """
-        number = function.iommu_group
-        if number is None:
-            raise UnsupportedError(explain.no_group(str(function.address)))
-        group = self._groups.get(number)
-        if group is not None:
-            return group.open_device(str(function.address), vf_token=vf_token)
-        group = Group(number, noiommu=self.mode is IommuMode.NOIOMMU)
-        try:
-            group.require_viable()
-            group.set_container(self.container.fd)
-            if not self._groups:
-                self.container.set_iommu()
-            device = group.open_device(str(function.address), vf_token=vf_token)
-        except BaseException:
-            group.close()
-            raise
-        self._groups[number] = group
-        return device
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The groups in the container, in the order of their attachment."""
-        return tuple(self._groups.values())
-
-    def info(self) -> IommuInfo:
-        """Ask the container; see `Container.info`."""
-        if not self._groups:
-            raise ClosedError("no device is attached to this address space, so there is no IOMMU to ask; open one")
-        return self.container.info()
-
-    def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
-        """Map process memory; see `Container.map`."""
-        self.container.map(iova, vaddr, size, read=read, write=write)
-
-    def unmap(self, iova: int, size: int) -> int:
-        """Unmap a range; see `Container.unmap`."""
-        return self.container.unmap(iova, size)
-
-    def unmap_all(self) -> int:
-        """Unmap everything; see `Container.unmap_all`."""
-        return self.container.unmap_all() if self._groups else 0
-
-    def close(self) -> None:
-        """Close the groups, then the container."""
-        while self._groups:
-            self._groups.popitem()[1].close()
-        self.container.close()
+_BACKENDS: dict[IommuMode, Callable[[IommuMode], IommuBackend]] = {
+    IommuMode.TYPE1: ContainerBackend,
+    IommuMode.TYPE1V2: ContainerBackend,
+    IommuMode.COMPAT_TYPE1: ContainerBackend,
+    IommuMode.COMPAT_TYPE1V2: ContainerBackend,
+    IommuMode.IOMMUFD: IommufdBackend,
+    IommuMode.NOIOMMU: NoiommuBackend,
+    IommuMode.NOIOMMU_IOMMUFD: NoiommuIommufdBackend,
+}
 
 
 def open_backend(mode: IommuMode) -> IommuBackend:
@@ -128,4 +79,4 @@ def open_backend(mode: IommuMode) -> IommuBackend:
         VfioOSError: its node is missing or not ours.
         UnsupportedError: the kernel lacks the mode.
     """
-    return ContainerBackend(mode)
+    return _BACKENDS[mode](mode)

@@ -6,29 +6,20 @@ import errno
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from vfio_user._uapi import ffi, lib
 from vfio_user.addresses import IovaRange
 from vfio_user.errors import IovaError, MalformedReplyError, UnsupportedError, VfioError, VfioIoctlError
 from vfio_user.iommu import explain
+from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.kernel.ioctl import capabilities, ioctl, query, requests
 from vfio_user.kernel.mman import PAGE_SIZE
 
-__all__ = ["Container", "IommuInfo"]
+__all__ = ["Container"]
 
-
-@dataclass(frozen=True, slots=True)
-class IommuInfo:
-    """What an IOMMU can do."""
-
-    page_sizes: int
-    """Bit mask of the page sizes; the lowest set bit is the granule of addresses and sizes."""
-    iova_ranges: tuple[IovaRange, ...]
-    """Ranges of IOVAs that it translates, reserved windows left out."""
-    dma_avail: int | None
-    """How many more mappings the kernel allows; `None` where it does not count."""
+_NO_COUNT = (1 << 32) - 1
+"""What iommufd's stand-in for a container says of how many mappings are left: it does not count them."""
 
 
 class Container:
@@ -48,7 +39,8 @@ class Container:
             UnsupportedError: the kernel lacks this mode.
         """
         self.mode = mode
-        self.fd = explain.open_node(mode.node, explain.container_open)
+        compat = mode in (IommuMode.COMPAT_TYPE1, IommuMode.COMPAT_TYPE1V2)
+        self.fd = explain.open_node(mode.node, explain.iommufd_open if compat else explain.container_open)
         try:
             self._require()
         except BaseException:
@@ -91,8 +83,6 @@ class Container:
         Raises:
             MalformedReplyError: the reply does not follow its own layout.
         """
-        if self.mode is IommuMode.NOIOMMU:  # which knows no such request
-            return IommuInfo(PAGE_SIZE, (), None)
         reply = query(
             self.fd.fileno(),
             requests.VFIO_IOMMU_GET_INFO,
@@ -111,7 +101,8 @@ class Container:
                 if identity == lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
                     ranges = tuple(_read_ranges(reply.raw, offset))
                 elif identity == lib.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:
-                    dma_avail = _read_u32(reply.raw, offset + 8)
+                    found = _read_u32(reply.raw, offset + 8)
+                    dma_avail = found if found != _NO_COUNT else None
         return IommuInfo(page_sizes, ranges, dma_avail)
 
     def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
@@ -148,8 +139,6 @@ class Container:
 
     def unmap_all(self) -> int:
         """Unmap everything and give the number of bytes."""
-        if self.mode is IommuMode.NOIOMMU:
-            return 0
         if self.has_extension(lib.VFIO_UNMAP_ALL):
             return self._unmap(0, 0, lib.VFIO_DMA_UNMAP_FLAG_ALL)
         # One call takes no more than a signed 64-bit size, so two halves cover the whole space.

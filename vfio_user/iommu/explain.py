@@ -13,19 +13,29 @@ from vfio_user.kernel.fd import OwnedFd
 
 __all__ = [
     "bind_advice",
+    "cdev_open",
     "container_open",
+    "device_attach",
+    "device_bind",
     "device_open",
     "group_open",
+    "iommufd_open",
     "map_failed",
+    "no_cdev",
+    "no_choice",
     "no_group",
     "no_such_device",
-    "no_translation",
     "noiommu_not_allowed",
     "not_viable",
     "open_node",
     "set_container",
     "set_iommu",
 ]
+
+_UNSAFE = (
+    "Most often: the IOMMU does not remap interrupts, so a device could forge any of them. Turn interrupt remapping on "
+    "in the firmware, or accept the risk: {}.allow_unsafe_interrupts=1"
+)
 
 
 def open_node(path: str, hint: Callable[[int], str]) -> OwnedFd:
@@ -38,11 +48,64 @@ def open_node(path: str, hint: Callable[[int], str]) -> OwnedFd:
 
 
 def container_open(code: int) -> str:
-    """Explain a failed open of ``/dev/vfio/vfio`` or ``/dev/iommu``."""
+    """Explain a failed open of ``/dev/vfio/vfio``."""
     if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         return "The kernel has no VFIO, or its modules are not loaded: modprobe vfio-pci vfio_iommu_type1"
     if code in (errno.EACCES, errno.EPERM):
         return "Run as root, or give your user the node: chmod 0666 /dev/vfio/vfio is safe, it grants no device"
+    return ""
+
+
+def iommufd_open(code: int) -> str:
+    """Explain a failed open of ``/dev/iommu``."""
+    if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return "The kernel has no iommufd (CONFIG_IOMMUFD), or its module is not loaded: modprobe iommufd"
+    if code in (errno.EACCES, errno.EPERM):
+        return "Run as root, or give your user the node: chmod 0666 /dev/iommu is safe, it grants no device"
+    return ""
+
+
+def cdev_open(code: int, path: str) -> str:
+    """Explain a failed open of a device's own node."""
+    if code == errno.EACCES:
+        return f"Run as root, or hand the node over: chown $USER {path}"
+    if code == errno.EPERM:
+        return "A device without an IOMMU needs CAP_SYS_RAWIO"
+    return ""
+
+
+def no_cdev(name: str, driver: str | None) -> str:
+    """Explain a device that has no node of its own."""
+    if driver is None or "vfio" not in driver:
+        return f"{name} is not bound to vfio-pci (driver: {driver or 'none'}). {bind_advice(name)}"
+    return f"the kernel gives {name} no node in /dev/vfio/devices (CONFIG_VFIO_DEVICE_CDEV, Linux 6.6); use its group"
+
+
+def device_bind(code: int, with_token: bool) -> str:
+    """Explain a failed ``VFIO_DEVICE_BIND_IOMMUFD``."""
+    if code == errno.EACCES:
+        return "A virtual function of a PF that vfio-pci holds needs that PF's token: vf_token=UUID"
+    if code == errno.EBUSY:
+        return "The device is open through its group, or another device of its group is owned by somebody else"
+    if code == errno.EPERM:
+        return _UNSAFE.format("iommufd")
+    if code == errno.EINVAL and with_token:
+        return "The device is open already, or this kernel takes no token here, or the device needs none"
+    if code == errno.EINVAL:
+        return "Most often: the device is open already through its own node, by another process or by this one"
+    return ""
+
+
+def device_attach(code: int) -> str:
+    """Explain a failed ``VFIO_DEVICE_ATTACH_IOMMUFD_PT``."""
+    if code == errno.EBUSY:
+        return "Another device of its group is attached to something else: detach that one, or attach both to the same"
+    if code == errno.EADDRINUSE:
+        return "Something is mapped at an IOVA that this device can't have (its MSI window, a reserved region)"
+    if code == errno.EINVAL:
+        return "The page tables are of another IOMMU, or of a kind that the device can't use"
+    if code == errno.ENOENT:
+        return "There is no such address space or page table in the iommufd that the device is bound to"
     return ""
 
 
@@ -87,12 +150,9 @@ def noiommu_not_allowed(address: str) -> str:
     )
 
 
-def no_translation() -> str:
-    """Explain that nothing can be mapped for a device in a noiommu group."""
-    return (
-        "there is no IOMMU that would translate: a noiommu device reaches memory by its physical address, so nothing "
-        "can be mapped for it"
-    )
+def no_choice() -> str:
+    """Explain that addresses are what they are for a device in a noiommu group."""
+    return "there is no IOMMU that would translate: a noiommu device reaches memory at its physical address, no other"
 
 
 def not_viable(number: int, culprits: Sequence[tuple[str, str]]) -> str:
@@ -121,6 +181,8 @@ def device_open(code: int) -> str:
         return "A virtual function of a PF that vfio-pci holds needs that PF's token: vf_token=UUID"
     if code == errno.EBUSY:
         return "The device is open already, through its group or its own node"
+    if code == errno.EPERM:  # of iommufd's stand-in for a container, which binds the device only now
+        return _UNSAFE.format("iommufd")
     return ""
 
 
@@ -136,10 +198,7 @@ def set_container(code: int) -> str:
 def set_iommu(code: int) -> str:
     """Explain a failed ``VFIO_SET_IOMMU``."""
     if code == errno.EPERM:
-        return (
-            "Most often: the IOMMU does not remap interrupts, so a device could forge any of them. Turn interrupt "
-            "remapping on in the firmware, or accept the risk: vfio_iommu_type1.allow_unsafe_interrupts=1"
-        )
+        return _UNSAFE.format("vfio_iommu_type1")
     if code == errno.ENODEV:
         return "The module of this IOMMU type is not loaded: modprobe vfio_iommu_type1"
     return ""

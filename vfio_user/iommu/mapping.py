@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -23,15 +24,24 @@ class DmaMapping:
         `unmap()` may be called from any thread, and more than once.
     """
 
-    __slots__ = ("_keepalive", "_space", "iova", "size", "suspended", "vaddr")
+    __slots__ = ("_again", "_keepalive", "_space", "iova", "size", "suspended", "vaddr")
 
-    def __init__(self, space: AddressSpace, iova: Iova, vaddr: Vaddr, size: int, keepalive: object) -> None:
+    def __init__(
+        self,
+        space: AddressSpace,
+        iova: Iova,
+        vaddr: Vaddr | None,
+        size: int,
+        keepalive: object,
+        again: Callable[[Iova], Iova],
+    ) -> None:
         self._space: AddressSpace | None = space
-        self._keepalive = keepalive
+        self._keepalive: object = keepalive
+        self._again: Callable[[Iova], Iova] | None = again  # maps the same memory with the same rights
         self.iova = iova
         """Where devices find it."""
         self.vaddr = vaddr
-        """Where this process finds it."""
+        """Where this process finds it; `None` for a file that was mapped without an address."""
         self.size = size
         """Bytes, a multiple of the IOMMU's page size."""
         self.suspended = False
@@ -41,6 +51,13 @@ class DmaMapping:
     def mapped(self) -> bool:
         """Tell whether devices reach it."""
         return self._space is not None and not self.suspended
+
+    def offset_of(self, vaddr: int, size: int) -> int | None:
+        """Give where in the mapping memory of this process lies; `None` when devices don't reach all of it here."""
+        if self.vaddr is None or not self.mapped:
+            return None
+        offset = vaddr - self.vaddr
+        return offset if 0 <= offset <= self.size - size else None
 
     def unmap(self) -> None:
         """Take it from the devices; unmapping twice does nothing.
@@ -55,6 +72,7 @@ class DmaMapping:
     def _ended(self) -> None:
         self._space = None
         self._keepalive = None
+        self._again = None
 
     def __enter__(self) -> Self:
         return self

@@ -42,7 +42,7 @@ def suspend(mappings: Iterable[DmaMapping]) -> None:
                     each.suspended = True
 
 
-def resume(mapping: DmaMapping, *, read: bool = True, write: bool = True) -> None:
+def resume(mapping: DmaMapping) -> None:
     """Map a suspended mapping again, at the same IOVA; one that was unmapped meanwhile stays so.
 
     Raises:
@@ -52,9 +52,10 @@ def resume(mapping: DmaMapping, *, read: bool = True, write: bool = True) -> Non
     if space is None:
         return
     with space._gate.alone():
-        if mapping._space is None or not mapping.suspended:
+        again = mapping._again
+        if again is None or not mapping.suspended:
             return
-        space._backend.map(mapping.iova, mapping.vaddr, mapping.size, read=read, write=write)
+        again(mapping.iova)
         mapping.suspended = False
 
 

@@ -23,6 +23,7 @@ PAGE_SIZE = mmap.PAGESIZE
 
 _HUGE_2M = 2 << 20
 _HUGE_1G = 1 << 30
+_MADV_COLLAPSE = 25  # of asm-generic/mman-common.h; C libraries before 2.37 lack it
 
 
 class Backing(enum.Enum):
@@ -76,8 +77,12 @@ def address_of(buffer: memoryview) -> Vaddr:
     return Vaddr(int(ffi.cast("uintptr_t", ffi.from_buffer(buffer))))
 
 
-def allocate(size: int, backing: Backing = Backing.ANONYMOUS) -> Memory:
+def allocate(size: int, backing: Backing = Backing.ANONYMOUS, *, contiguous: bool = False) -> Memory:
     """Allocate zeroed memory of at least ``size`` bytes, rounded up to whole pages of its backing.
+
+    With ``contiguous`` it is in memory already, and anonymous memory of more than a page begins a huge page if the
+    kernel has one to give: so up to 2 MiB are contiguous for a device without an IOMMU. That is not sure: ask where
+    it is.
 
     Raises:
         ArgumentError: the size is not positive.
@@ -88,7 +93,7 @@ def allocate(size: int, backing: Backing = Backing.ANONYMOUS) -> Memory:
     size = round_up(size, backing.page_size)
     try:
         if backing is Backing.ANONYMOUS:
-            return _anonymous(size)
+            return _contiguous(size) if contiguous and size > PAGE_SIZE else _anonymous(size)
         return _memory_file(size, backing)
     except (OSError, OverflowError) as error:
         # An overflow is Python's: the size does not fit the argument of the system call.
@@ -115,6 +120,15 @@ def _anonymous(size: int) -> Memory:
                 raise
     view = whole[start : start + size]
     return Memory(view, address_of(view), Backing.ANONYMOUS, -1)
+
+
+def _contiguous(size: int) -> Memory:
+    memory = _anonymous(max(size, _HUGE_2M))
+    # Pages that came one by one are gathered into a huge one; a kernel that can't (before 6.1), or has none free, says
+    # so, and whoever asked finds out when it looks where the memory is.
+    lib.vu_madvise(memory.address, memory.size, lib.MADV_POPULATE_WRITE)
+    lib.vu_madvise(memory.address, memory.size & -_HUGE_2M, _MADV_COLLAPSE)
+    return Memory(memory.view[:size], memory.address, memory.backing, memory.fd)
 
 
 def _memory_file(size: int, backing: Backing) -> Memory:

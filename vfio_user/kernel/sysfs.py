@@ -7,18 +7,54 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from vfio_user.addresses import PciAddress
 from vfio_user.errors import ArgumentError, VfioOSError
 
-__all__ = ["Group", "PciFunction", "group", "groups", "pci_function", "pci_functions"]
+__all__ = [
+    "Group",
+    "PciFunction",
+    "VfioNode",
+    "cdev_of",
+    "group",
+    "groups",
+    "pci_function",
+    "pci_functions",
+    "vfio_device_in",
+]
 
 SYSFS = Path("/sys")
+CDEVS = "/dev/vfio/devices"
 
 _BRIDGE_CLASS = 0x06
 _ROOT_BUS = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _HARMLESS_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "xen-pciback"})
 """Drivers which the kernel takes as owned by the user or as harmless when it tells whether a group is viable."""
+
+
+class VfioNode(Protocol):
+    """What opening a device needs to know of it, whatever its bus."""
+
+    @property
+    def name(self) -> str:
+        """Its name on its bus, by which its group knows it: a PCI address, a UUID."""
+
+    @property
+    def driver(self) -> str | None:
+        """Name of the kernel driver that it is bound to; `None` when there is none."""
+
+    @property
+    def iommu_group(self) -> int | None:
+        """Number of its IOMMU group; `None` when it has none."""
+
+    @property
+    def noiommu(self) -> bool:
+        """Tell whether its group is one that VFIO made up for want of an IOMMU."""
+
+    @property
+    def cdev(self) -> str | None:
+        """Path of its own node; `None` when the kernel gives it none."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +68,11 @@ class PciFunction:
     def path(self) -> Path:
         """Its directory in sysfs."""
         return SYSFS / "bus/pci/devices" / str(self.address)
+
+    @property
+    def name(self) -> str:
+        """Its address, as sysfs spells it."""
+        return str(self.address)
 
     @cached_property
     def vendor(self) -> int:
@@ -63,8 +104,10 @@ class PciFunction:
     def noiommu(self) -> bool:
         """Tell whether its group is one that VFIO made up for want of an IOMMU."""
         number = self.iommu_group
-        # The group's sysfs name alone does not tell: emulated-IOMMU groups carry "vfio-noiommu" too. The node does.
-        return number is not None and os.path.exists(f"/dev/vfio/noiommu-{number}")
+        # The group's sysfs name alone does not tell: emulated-IOMMU groups carry "vfio-noiommu" too. The nodes do.
+        if number is not None and os.path.exists(f"/dev/vfio/noiommu-{number}"):
+            return True
+        return (self.vfio_device or "").startswith("noiommu-")
 
     @property
     def numa_node(self) -> int | None:
@@ -96,13 +139,14 @@ class PciFunction:
     def vfio_device(self) -> str | None:
         """Name of its VFIO character device, ``"vfio3"``; `None` unless it is bound to a VFIO driver.
 
-        The name exists in sysfs on kernels that have no such node, so test ``/dev/vfio/devices`` before use.
+        The name exists in sysfs on kernels that have no such node: see `cdev`.
         """
-        try:
-            names = sorted(entry.name for entry in (self.path / "vfio-dev").iterdir())
-        except OSError:
-            return None
-        return names[0] if names else None
+        return vfio_device_in(self.path)
+
+    @property
+    def cdev(self) -> str | None:
+        """Path of its own node, ``/dev/vfio/devices/vfio3``; `None` when the kernel gives it none."""
+        return cdev_of(self.vfio_device)
 
     def exists(self) -> bool:
         """Tell whether the machine has it (still)."""
@@ -170,6 +214,21 @@ def groups() -> tuple[Group, ...]:
     except OSError:
         return ()
     return tuple(Group(number) for number in sorted(int(name) for name in names if name.isdigit()))
+
+
+def vfio_device_in(folder: Path) -> str | None:
+    """Give the name of the VFIO character device of what is described in a folder of sysfs; `None` without one."""
+    try:
+        names = sorted(entry.name for entry in (folder / "vfio-dev").iterdir())
+    except OSError:
+        return None
+    return names[0] if names else None
+
+
+def cdev_of(name: str | None) -> str | None:
+    """Give the path of a VFIO character device by its name, if there is such a node."""
+    path = f"{CDEVS}/{name}"
+    return path if name is not None and os.path.exists(path) else None
 
 
 def _is_viable(driver: str) -> bool:

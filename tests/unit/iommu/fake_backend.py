@@ -6,11 +6,11 @@ import os
 import threading
 from collections.abc import Callable
 
-from vfio_user.addresses import IovaRange
-from vfio_user.iommu.container import IommuInfo
+from vfio_user.addresses import Iova, IovaRange
+from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.kernel.fd import OwnedFd
-from vfio_user.kernel.sysfs import PciFunction
+from vfio_user.kernel.sysfs import VfioNode
 
 PAGE = 0x1000
 RANGES = (IovaRange(0, 0xFEDF_FFFF), IovaRange(0xFEF0_0000, (1 << 39) - 1))
@@ -24,6 +24,8 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.mode = IommuMode.TYPE1V2
+        self.maps_files = False
+        self.files: list[tuple[int, int]] = []
         self.ranges: tuple[IovaRange, ...] = RANGES
         self.page_sizes = 0x4020_1000
         self.mapped: dict[int, tuple[int, int, bool, bool]] = {}
@@ -40,20 +42,28 @@ class FakeBackend:
         if name in self.before:
             self.before[name](*args)
 
-    def attach(self, function: PciFunction, *, vf_token: str | None = None) -> OwnedFd:
-        self._called("attach", function)
-        return OwnedFd(os.memfd_create("device"), str(function.address))
+    def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
+        self._called("attach", node)
+        return OwnedFd(os.memfd_create("device"), node.name)
 
     def info(self) -> IommuInfo:
         self._called("info")
         return IommuInfo(self.page_sizes, self.ranges, 65535 - len(self.mapped))
 
-    def map(self, iova: int, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> None:
+    def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
+        assert iova is not None
         self._called("map", iova, vaddr, size)
         with self.lock:
             for first, (_, length, _, _) in self.mapped.items():
                 assert iova + size <= first or first + length <= iova, "the kernel would say EEXIST"
             self.mapped[iova] = (vaddr, size, read, write)
+        return iova
+
+    def map_file(
+        self, iova: Iova | None, fd: int, offset: int, size: int, *, read: bool = True, write: bool = True
+    ) -> Iova:
+        self.files.append((fd, offset))
+        return self.map(iova, 0, size, read=read, write=write)
 
     def unmap(self, iova: int, size: int) -> int:
         self._called("unmap", iova, size)

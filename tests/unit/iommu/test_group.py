@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.guest.leaks import nothing_left
@@ -11,15 +13,17 @@ from tests.unit.fake_kernel import FakeKernel
 from tests.unit.fake_sysfs import FakeSysfs
 from vfio_user._uapi import lib
 from vfio_user.errors import (
+    ArgumentError,
     ClosedError,
+    IovaError,
     NotViableError,
     UnsupportedError,
     VfioError,
     VfioIoctlError,
     VfioOSError,
 )
-from vfio_user.iommu import AddressSpace
-from vfio_user.iommu.backend import ContainerBackend
+from vfio_user.iommu import AddressSpace, pagemap
+from vfio_user.iommu.containers import ContainerBackend
 from vfio_user.iommu.group import Group
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.kernel.sysfs import PciFunction, pci_function
@@ -190,15 +194,36 @@ def test_info_without_a_group(kernel: FakeKernel) -> None:
     backend.close()
 
 
-def test_noiommu_opens_devices_and_maps_nothing(kernel: FakeKernel, function: PciFunction) -> None:
+@pytest.fixture
+def noiommu(kernel: FakeKernel, function: PciFunction, monkeypatch: pytest.MonkeyPatch) -> Iterator[AddressSpace]:
     kernel.extensions = {int(lib.VFIO_NOIOMMU_IOMMU)}
     kernel.failing["VFIO_IOMMU_GET_INFO"] = kernel.failing["VFIO_IOMMU_UNMAP_DMA"] = 25
+    frames = {4096: 0x8000_0000, 8192: 0x9000_0000}
+    monkeypatch.setattr(pagemap, "lock_and_find", lambda vaddr, size: frames[size])
     with nothing_left(), AddressSpace("noiommu", allow_noiommu=True) as space:
         space.attach(function).close()
-        assert space.iova_ranges == ()
-        with pytest.raises(UnsupportedError, match="by its physical address, so nothing can be mapped"):
-            space.alloc(4096)
+        yield space
         space.detach()
+
+
+def test_noiommu_gives_physical_addresses(noiommu: AddressSpace) -> None:
+    assert noiommu.iova_ranges == ()
+    with noiommu.alloc(4096) as small, noiommu.alloc(8192) as large:
+        assert (small.iova, large.iova) == (0x8000_0000, 0x9000_0000)
+        assert [each.iova for each in noiommu.mappings] == [0x8000_0000, 0x9000_0000]
+        with pytest.raises(IovaError, match="mapped already; map it once"):
+            noiommu.map(small)
+        assert noiommu.unmap_all() == 4096 + 8192
+    assert noiommu.unmap_all() == 0
+
+
+def test_noiommu_has_no_choice(noiommu: AddressSpace) -> None:
+    with pytest.raises(ArgumentError, match=r"IOVA 0x1000 can't be chosen.*at its physical address, no other"):
+        noiommu.alloc(4096, iova=0x1000)
+    with pytest.raises(IovaError, match="0x80000000, 0x1000 bytes, reaches beyond the limit 0x10000000"):
+        noiommu.alloc(4096, iova_limit=1 << 28)
+    with noiommu.alloc(4096, iova_limit=1 << 32) as buffer:
+        assert buffer.iova == 0x8000_0000, "the failed one was unlocked"
 
 
 def test_short_unmap_keeps_the_memory(kernel: FakeKernel, function: PciFunction) -> None:

@@ -42,6 +42,17 @@ from vfio_user.kernel.uapi.iommu import (
     IommuCapability,
     IommuInfoFlags,
 )
+from vfio_user.kernel.uapi.nesting import (
+    HwptDataType,
+    HwQueueType,
+    InvalidateType,
+    PageFaultFlags,
+    PageFaultPermission,
+    PageResponse,
+    VeventFlags,
+    VeventqType,
+    ViommuType,
+)
 
 __all__ = [
     "ApIrq",
@@ -60,7 +71,10 @@ __all__ = [
     "HotResetFlags",
     "HwCapabilities",
     "HwInfoType",
+    "HwQueueType",
     "HwptAllocFlags",
+    "HwptDataType",
+    "InvalidateType",
     "IoasMapFlags",
     "IoeventfdFlags",
     "IommuCapability",
@@ -69,9 +83,15 @@ __all__ = [
     "IrqSet",
     "MigrationFlags",
     "MigrationState",
+    "PageFaultFlags",
+    "PageFaultPermission",
+    "PageResponse",
     "PciIrq",
     "PciRegion",
     "RegionCapability",
     "RegionFlags",
     "RegionType",
+    "VeventFlags",
+    "VeventqType",
+    "ViommuType",
 ]

@@ -1,0 +1,152 @@
+"""The back ends that are made of a VFIO container and its groups."""
+
+from __future__ import annotations
+
+import threading
+
+from vfio_user.addresses import Iova
+from vfio_user.errors import ClosedError, IovaError, UnsupportedError, VfioError
+from vfio_user.iommu import explain, pagemap
+from vfio_user.iommu.container import Container
+from vfio_user.iommu.group import Group
+from vfio_user.iommu.info import IommuInfo
+from vfio_user.iommu.modes import IommuMode
+from vfio_user.kernel.fd import OwnedFd
+from vfio_user.kernel.mman import PAGE_SIZE
+from vfio_user.kernel.sysfs import VfioNode
+
+__all__ = ["ContainerBackend", "NoiommuBackend"]
+
+
+class ContainerBackend:
+    """A VFIO container with the groups that were attached to it.
+
+    Lifetime:
+        Groups stay in the container until `close()`, also when their devices are closed before: the kernel forgets the
+        IOMMU type and every mapping with the last group.
+    Locking:
+        The address space's attach lock covers `attach` and `close`.
+    """
+
+    maps_files = False
+
+    def __init__(self, mode: IommuMode) -> None:
+        self.container = Container(mode)
+        self._groups: dict[int, Group] = {}
+
+    @property
+    def mode(self) -> IommuMode:
+        """Which of the container modes this is."""
+        return self.container.mode
+
+    def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
+        """Open the device's group, put it into the container if it is not there, and open the device.
+
+        Raises:
+            UnsupportedError: the device has no group, or is not bound to a VFIO driver.
+            NotViableError: another device of the group is in the way.
+            VfioOSError: a system call failed; the message says what to do.
+        """
+        number = node.iommu_group
+        if number is None:
+            raise UnsupportedError(explain.no_group(node.name))
+        group = self._groups.get(number)
+        if group is not None:
+            return group.open_device(node.name, vf_token=vf_token)
+        group = Group(number, noiommu=self.mode is IommuMode.NOIOMMU)
+        try:
+            group.require_viable()
+            group.set_container(self.container.fd)
+            if not self._groups:
+                self.container.set_iommu()
+            device = group.open_device(node.name, vf_token=vf_token)
+        except BaseException:
+            group.close()
+            raise
+        self._groups[number] = group
+        return device
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups in the container, in the order of their attachment."""
+        return tuple(self._groups.values())
+
+    def info(self) -> IommuInfo:
+        """Ask the container; see `Container.info`."""
+        if not self._groups:
+            raise ClosedError("no device is attached to this address space, so there is no IOMMU to ask; open one")
+        return self.container.info()
+
+    def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
+        """Map process memory; see `Container.map`."""
+        assert iova is not None, "a container has no IOVAs of its own to choose from"
+        self.container.map(iova, vaddr, size, read=read, write=write)
+        return iova
+
+    def map_file(
+        self, iova: Iova | None, fd: int, offset: int, size: int, *, read: bool = True, write: bool = True
+    ) -> Iova:
+        """Refuse: a container maps what has an address in this process.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"mode {self.mode.value} maps memory by its address in this process; use mode iommufd")
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Unmap a range; see `Container.unmap`."""
+        return self.container.unmap(iova, size)
+
+    def unmap_all(self) -> int:
+        """Unmap everything; see `Container.unmap_all`."""
+        return self.container.unmap_all() if self._groups else 0
+
+    def close(self) -> None:
+        """Close the groups, then the container."""
+        while self._groups:
+            self._groups.popitem()[1].close()
+        self.container.close()
+
+
+class NoiommuBackend(ContainerBackend):
+    """A container with groups that have no IOMMU: memory is locked, and devices use its physical address.
+
+    What is mapped must be contiguous there, because there is one address for all of it.
+    """
+
+    def __init__(self, mode: IommuMode) -> None:
+        super().__init__(mode)
+        self._lock = threading.Lock()
+        self._places: dict[int, tuple[int, int]] = {}
+
+    def info(self) -> IommuInfo:
+        """Give no ranges: there is nothing to choose from."""
+        return IommuInfo(PAGE_SIZE, (), None)
+
+    def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
+        """Lock memory and give its physical address. Raises as `pagemap.lock_and_find` does."""
+        with self._lock:  # locks of one page do not count: two mappings of it would be unlocked by the first unmap
+            if any(vaddr < start + length and start < vaddr + size for start, length in self._places.values()):
+                raise IovaError(f"the memory at {vaddr:#x} is mapped already; map it once")
+            physical = pagemap.lock_and_find(vaddr, size)
+            self._places[physical] = (vaddr, size)
+            return Iova(physical)
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Unlock what `map` gave that address for."""
+        with self._lock:
+            vaddr, length = self._places.get(iova, (0, 0))
+            if length != size:
+                raise VfioError(f"nothing of {size:#x} bytes is mapped at {iova:#x}")
+            pagemap.unlock(vaddr, length)
+            del self._places[iova]
+            return length
+
+    def unmap_all(self) -> int:
+        """Unlock everything."""
+        with self._lock:
+            for vaddr, length in self._places.values():
+                pagemap.unlock(vaddr, length)
+            total = sum(length for _, length in self._places.values())
+            self._places.clear()
+            return total

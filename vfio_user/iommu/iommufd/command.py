@@ -1,0 +1,62 @@
+"""Requests of iommufd: each takes one structure that begins with its own size."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vfio_user._uapi import ffi
+from vfio_user.errors import UnsupportedError, VfioIoctlError
+from vfio_user.kernel.ioctl import Request, ioctl
+
+if TYPE_CHECKING:
+    from vfio_user._uapi import CData
+    from vfio_user.kernel.fd import OwnedFd
+
+__all__ = ["address", "command", "send"]
+
+
+def command(
+    fd: OwnedFd, request: Request, ctype: str, /, *, hints: Mapping[int, str] | None = None, **fields: object
+) -> CData:
+    """Make one request and give its structure as the kernel left it.
+
+    Args:
+        fd: an open ``/dev/iommu``.
+        request: what to ask.
+        ctype: its structure: ``"struct iommu_ioas_alloc"``.
+        hints: by errno, what the user can do about it.
+        fields: members that are input.
+
+    Raises:
+        UnsupportedError: the kernel does not know the request (ENOTTY), or neither it nor the IOMMU can do what was
+            asked for (EOPNOTSUPP).
+        VfioIoctlError: the kernel refused for another reason.
+    """
+    argument = ffi.new(f"{ctype} *", {"size": ffi.sizeof(ctype), **fields})
+    send(fd, request, argument, hints=hints)
+    return argument
+
+
+def send(fd: OwnedFd, request: Request, argument: CData, /, *, hints: Mapping[int, str] | None = None) -> None:
+    """Make one request with a structure of the caller's, which has output also when the request fails.
+
+    Raises as `command` does.
+    """
+    try:
+        ioctl(fd.fileno(), request, argument, device=fd.name)
+    except VfioIoctlError as error:
+        code = error.errno or 0
+        hint = (hints or {}).get(code, "")
+        if code == errno.ENOTTY:
+            raise UnsupportedError(f"this kernel has no {request.name}") from error
+        if code == errno.EOPNOTSUPP:
+            why = hint or "neither this kernel nor its IOMMU can do that"
+            raise UnsupportedError(f"{request.name}: {why}") from error
+        raise VfioIoctlError(code, request.name, fd.name, hint) from error
+
+
+def address(data: CData) -> int:
+    """Give the address of an array, for a member of a structure that carries one as an integer."""
+    return int(ffi.cast("uintptr_t", data))
