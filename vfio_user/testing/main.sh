@@ -48,6 +48,22 @@ while read -r name kind port function; do
 done <"$control/devices"
 echo ']' >>$base/devices.json
 
+# The runner asks for this before it stops a guest that is late: who is there, and what does each wait for?
+report() {
+    dmesg -n 8
+    for process in /proc/[0-9]*; do
+        [ -n "$($busybox cat "$process/cmdline" 2>/dev/null | $busybox tr -d '\0')" ] || continue
+        echo "process ${process##*/}: $($busybox tr '\0' ' ' <"$process/cmdline" | $busybox cut -c1-100)"
+        for thread in "$process"/task/*; do
+            echo "    thread ${thread##*/} $($busybox grep State: "$thread/status") in $($busybox cat "$thread/wchan")"
+        done
+    done
+    echo w >/proc/sysrq-trigger
+}
+while $busybox sleep 1; do
+    [ -e "$control/late" ] && report >/dev/console 2>&1 && break
+done &
+
 echo >"$control/started"
 /bin/sh "$control/command.sh" >"$control/stdout" 2>"$control/stderr" </dev/null
 echo $? >"$control/rc.part"

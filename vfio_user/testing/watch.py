@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ __all__ = ["Result", "Watched"]
 
 _BOOT = 150.0  # seconds; the slowest boot seen took 23
 _POLL = 0.05  # seconds between looks at the guest
+_REPORT = 4.0  # seconds that a guest that is late has to say why
 _POWER_OFF = 10.0  # seconds from the result to the end of QEMU
 
 
@@ -122,12 +124,21 @@ class Watched:
                 self._await_power_off()
                 return
             if elapsed > self._timeout:
+                self._let_report()
                 raise GuestTimeoutError(
                     f"the guest did not end within {self._timeout:g} s and was stopped", self._console()
                 )
             if self._boot_seconds is None and elapsed > _BOOT:
                 raise GuestTimeoutError(f"the guest did not boot within {_BOOT:g} s and was stopped", self._console())
             time.sleep(_POLL)
+
+    def _let_report(self) -> None:
+        """Let the guest write on its console what its processes wait for, if it still can."""
+        if self._boot_seconds is None:
+            return
+        (self._control / "late").touch()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_REPORT)
 
     def _await_power_off(self) -> None:
         try:

@@ -37,6 +37,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(watch, "_REPORT", 0.3)
     fake = Machine(tmp_path)
     monkeypatch.setattr(qemu, "find", lambda: str(fake.program))
     monkeypatch.setattr(kernels, "resolve", lambda name: kernels.Kernel(tmp_path / "vmlinuz", name, None, name))
