@@ -82,6 +82,18 @@ def test_commands_that_the_controller_lacks(device: Device) -> None:
     ctrl.stop()
 
 
+def test_blocks_larger_than_a_command_are_refused(device: Device) -> None:
+    model, pci = device
+    model.namespaces = {1: 20}
+    with NvmeController(pci) as ctrl, pci.dma_alloc(1 << 20) as buffer:
+        namespace = ctrl.namespaces[0]
+        assert namespace.block_size == 1 << 20
+        for call in (lambda: namespace.read(0, 1), lambda: namespace.read_into(buffer, 0)):
+            with pytest.raises(NvmeUnsupportedError, match="131072 at a time"):
+                call()
+        assert ctrl.bounce.num_taken == 0
+
+
 def test_spans() -> None:
     assert spans(5, 10, 4) == [(5, 4), (9, 4), (13, 2)]
     assert spans(0, 4, 4) == [(0, 4)]

@@ -37,7 +37,7 @@ class Geometry:
 
         Raises:
             BoundsError: they are not.
-            NvmeUnsupportedError: the blocks have metadata, or are larger than any one command takes.
+            NvmeUnsupportedError: the blocks have metadata.
         """
         if self.format.metadata_size:
             raise NvmeUnsupportedError(

@@ -281,6 +281,10 @@ class Namespace:
     def _transfer(self, make: _Make, view: memoryview, lba: int, queue: QueuePair | None, *, writes: bool) -> Transfer:
         """Split a transfer into commands."""
         chosen = self._queue(queue)
+        if self.block_size > min(chosen.max_transfer, self._controller.bounce.buffer_size):
+            raise NvmeUnsupportedError(
+                f"blocks of {self.block_size} bytes: this driver moves {chosen.max_transfer} at a time at most"
+            )
         most = min(chosen.max_transfer // self.block_size, _MAX_BLOCKS)
         pieces = (
             (
@@ -304,10 +308,11 @@ class Namespace:
         """Transfer one window through DMA memory that is lent from the pool."""
         buffer = self._controller.bounce.take()
         window = buffer.view[: len(part)]
-        if not writes:
-            window[:] = part
-        transfer = self._transfer(make, window, lba, queue, writes=writes)
+        transfer = Transfer(queue, (), writes=writes)
         try:
+            if not writes:
+                window[:] = part
+            transfer = self._transfer(make, window, lba, queue, writes=writes)
             self._run(transfer, timeout)
             if writes:
                 part[:] = window
