@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #define MAX_HOLDERS 16
 #define MAX_SECONDS 31536000.0 /* a year: still far from overflowing a deadline in ns */
@@ -102,6 +103,12 @@ static PyObject *describe_holders(struct window_object *owner, PyObject **list)
 {
     struct lock_holder holders[MAX_HOLDERS];
     size_t count = lock_holders(&owner->window->lock, holders, MAX_HOLDERS);
+
+    /* a writer that waits for readers has closed the gate already: it is not whom it waits for */
+    if (count > 0 && holders[0].writer && holders[0].tid == lock_tid()) {
+        count--;
+        memmove(holders, holders + 1, (count < MAX_HOLDERS ? count : MAX_HOLDERS - 1) * sizeof(*holders));
+    }
     PyObject *text = PyUnicode_FromString(count == 0 ? "whoever was in has just left" : "");
 
     *list = PyList_New(0);

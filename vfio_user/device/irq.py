@@ -82,6 +82,7 @@ class IrqIndex:
         self._lock = threading.RLock()
         self._vectors: dict[int, IrqVector] = {}
         self._size = 0
+        self._armed = False  # the kernel refuses to disarm what is not
         self._resample: ResampleEvent | None = None
 
     @property
@@ -242,10 +243,11 @@ class IrqIndex:
     def quiesce(self) -> None:
         """Stop delivery but keep the eventfds, for `rearm` after a reset."""
         with self._lock:
-            if self._vectors:
+            if self._vectors and self._armed:
                 # Not as a user: closing the device ends here, and waits for its users before.
                 flags = lib.VFIO_IRQ_SET_DATA_NONE | lib.VFIO_IRQ_SET_ACTION_TRIGGER
                 self._vdev.ops.set_irqs(self._vdev, self.info.index, flags, 0, 0, b"")
+                self._armed = False
 
     # -- inside
 
@@ -281,6 +283,7 @@ class IrqIndex:
     def _set_eventfds(self, start: int, fds: list[int]) -> None:
         flags = lib.VFIO_IRQ_SET_DATA_EVENTFD | lib.VFIO_IRQ_SET_ACTION_TRIGGER
         self._set(flags, start, len(fds), struct.pack(f"={len(fds)}i", *fds))
+        self._armed = True
 
     def _set(self, flags: int, start: int, count: int, data: bytes = b"") -> None:
         with self._vdev.user():
@@ -288,7 +291,7 @@ class IrqIndex:
 
     def _forget(self) -> None:
         _close(self._vectors.values())
-        self._vectors, self._size = {}, 0
+        self._vectors, self._size, self._armed = {}, 0, False
         if self._resample is not None:
             self._resample._close()
             self._resample = None

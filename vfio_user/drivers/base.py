@@ -71,11 +71,16 @@ class Driver:
     def reset_prepare(self) -> None:
         """Get ready for a reset: stop work, account for what is in flight.
 
-        No register access works from here until `reset_done`.
+        Soon after, register accesses fail until `reset_done`. What it raises can't keep the reset off: it is told by a
+        `NotRestoredError` afterwards. After a reset that failed it is called again for the next one, with the memory
+        away already.
         """
 
     def reset_done(self) -> None:
-        """Bring the device up again after a reset: registers have their power-on values, interrupts are armed again."""
+        """Bring the device up again after a reset: registers have their power-on values, interrupts are armed again.
+
+        Also called when a reset was called off (a lock was busy, the kernel refused): registers are then as before.
+        """
 
     # -- life
 
