@@ -7,15 +7,24 @@
 
 #include <stddef.h>
 
+/*
+ * The proxy is the exporter itself and holds no buffer of its own. Before 3.13 the garbage collector crashes on a
+ * memoryview whose buffer another exporter holds, when both are in a cycle (and an exception's traceback makes one of
+ * any local variable); so it refers to what the memoryview stands for instead.
+ */
 struct proxy_object {
     PyObject_HEAD
-    PyObject *target;
+    PyObject *target; /* keeps the memory alive */
+    void *start;
+    Py_ssize_t size;
+    int readonly;
 };
 
 static int proxy_init(PyObject *self, PyObject *args, PyObject *keywords)
 {
     struct proxy_object *proxy = (struct proxy_object *)self;
-    PyObject *target, *old = proxy->target;
+    PyObject *target, *owner, *old = proxy->target;
+    Py_buffer buffer;
 
     if (keywords != NULL && PyDict_Size(keywords) != 0) {
         PyErr_SetString(PyExc_TypeError, "BufferProxy() takes no keyword arguments");
@@ -27,7 +36,18 @@ static int proxy_init(PyObject *self, PyObject *args, PyObject *keywords)
         PyErr_SetString(core_errors.argument, "BufferProxy() takes an object with a buffer");
         return -1;
     }
-    proxy->target = Py_NewRef(target);
+    if (PyObject_GetBuffer(target, &buffer, PyBUF_SIMPLE) < 0)
+        return -1;
+    proxy->start = buffer.buf;
+    proxy->size = buffer.len;
+    proxy->readonly = buffer.readonly;
+    PyBuffer_Release(&buffer);
+    owner = PyObject_GetAttrString(target, "obj"); /* a memoryview's exporter */
+    if (owner == NULL) {
+        PyErr_Clear();
+        owner = Py_NewRef(target);
+    }
+    proxy->target = owner;
     Py_XDECREF(old);
     return 0;
 }
@@ -41,8 +61,7 @@ static int proxy_getbuffer(PyObject *self, Py_buffer *view, int flags)
         PyErr_SetString(core_errors.closed, "this object has no buffer (yet)");
         return -1;
     }
-    /* The view belongs to the target from here on, and is released by it. */
-    return PyObject_GetBuffer(proxy->target, view, flags);
+    return PyBuffer_FillInfo(view, self, proxy->start, proxy->size, proxy->readonly, flags);
 }
 
 static int proxy_traverse(PyObject *self, visitproc visit, void *arg)

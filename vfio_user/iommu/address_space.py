@@ -30,7 +30,7 @@ from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode, best_mode
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import Backing, address_of, allocate
-from vfio_user.kernel.sysfs import VfioNode
+from vfio_user.kernel.sysfs import VfioNode, memory_windows
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -433,6 +433,9 @@ class AddressSpace:
         with self._lock:
             if self._allocator is None:
                 self._allocator = IovaAllocator(info.iova_ranges, info.page_sizes & -info.page_sizes)
+                # Below a switch, a device's access to an address that is also a BAR's may go to that BAR and never
+                # reach the IOMMU; the kernel keeps its own DMA mappings out of there too.
+                self._allocator.avoid(memory_windows())
             else:
                 self._allocator.restrict(info.iova_ranges)
 

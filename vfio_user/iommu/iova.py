@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from vfio_user.addresses import Iova, IovaRange
@@ -37,6 +37,7 @@ class IovaAllocator:
         # Both lists are sorted, disjoint and never adjacent.
         self._usable = self._whole_pages()
         self._free = list(self._usable)
+        self._avoided: list[_Span] = []
 
     def _whole_pages(self) -> list[_Span]:
         page = self.page_size
@@ -48,6 +49,10 @@ class IovaAllocator:
         self.ranges = _merged(ranges)
         self._usable = self._whole_pages()
         self._free = _common(self._free, self._usable)
+
+    def avoid(self, ranges: Iterable[IovaRange]) -> None:
+        """Name ranges that `allocate` leaves alone; `reserve` still gives them to who asks for them by name."""
+        self._avoided = [(each.first, each.last) for each in _merged(ranges)]
 
     @property
     def free_bytes(self) -> int:
@@ -117,11 +122,22 @@ class IovaAllocator:
             insort(self._free, (first, last))
 
     def _highest(self, size: int, alignment: int, limit: int) -> int | None:
-        for first, last in reversed(self._free):
+        for first, last in self._choices():
             iova = (min(last + 1, limit) - size) // alignment * alignment
             if iova >= max(first, self.page_size):
                 return iova
         return None
+
+    def _choices(self) -> Iterator[_Span]:
+        """Give the free spans without what is avoided, from the top."""
+        for first, last in reversed(self._free):
+            for a, b in reversed(self._avoided):
+                if a <= last and b >= first:
+                    if b < last:
+                        yield (b + 1, last)
+                    last = a - 1
+            if first <= last:
+                yield (first, last)
 
     def _index(self, iova: int) -> int:
         return bisect_right(self._free, (iova, 1 << 64)) - 1

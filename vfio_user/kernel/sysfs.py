@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from vfio_user.addresses import PciAddress
+from vfio_user.addresses import IovaRange, PciAddress
 from vfio_user.errors import ArgumentError, VfioOSError
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cdev_of",
     "group",
     "groups",
+    "memory_windows",
     "pci_function",
     "pci_functions",
     "vfio_device_in",
@@ -28,6 +29,7 @@ SYSFS = Path("/sys")
 CDEVS = "/dev/vfio/devices"
 
 _BRIDGE_CLASS = 0x06
+_RESOURCE_MEMORY = 0x200
 _ROOT_BUS = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _HARMLESS_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "xen-pciback"})
 """Drivers which the kernel takes as owned by the user or as harmless when it tells whether a group is viable."""
@@ -200,6 +202,21 @@ def pci_function(address: PciAddress | str) -> PciFunction:
 def pci_functions() -> tuple[PciFunction, ...]:
     """Give all functions of the machine, ordered by address."""
     return tuple(_functions_in(SYSFS / "bus/pci/devices"))
+
+
+def memory_windows() -> tuple[IovaRange, ...]:
+    """Give the bus addresses that PCI functions and bridges answer at, in memory space."""
+    found = set()
+    for function in pci_functions():
+        try:
+            lines = (function.path / "resource").read_text().splitlines()
+        except OSError:
+            continue  # it went away meanwhile
+        for line in lines:
+            start, end, flags = (int(word, 16) for word in line.split())
+            if flags & _RESOURCE_MEMORY and start < end:
+                found.add(IovaRange(start, end))
+    return tuple(sorted(found))
 
 
 def group(number: int) -> Group:

@@ -103,7 +103,7 @@ class AgainstPages(RuleBasedStateMachine):
         assert self.allocator.free_bytes == len(self.usable - self.used) * PAGE
 
 
-AgainstPages.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AgainstPages.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestAgainstPages = AgainstPages.TestCase
 
 
@@ -183,3 +183,23 @@ def test_refusals_say_which_ranges_there_are_and_what_is_taken() -> None:
         allocator.reserve(0x1000, 2 * PAGE)
     with pytest.raises(IovaError, match=r"below 0x2000.* 0x7000 bytes are free in all"):
         allocator.allocate(2 * PAGE, limit=0x2000)
+
+
+@given(
+    avoided=st.lists(st.tuples(st.integers(0, 63), st.integers(1, 8)), max_size=5),
+    sizes=st.lists(st.integers(1, 8), max_size=30),
+)
+def test_what_is_avoided_is_given_by_name_only(avoided: list[tuple[int, int]], sizes: list[int]) -> None:
+    spans = [(first * PAGE, (first + pages) * PAGE - 1) for first, pages in avoided]
+    allocator = IovaAllocator([IovaRange(0, 64 * PAGE - 1)], PAGE)
+    allocator.avoid(IovaRange(*span) for span in spans)
+    for pages in sizes:
+        try:
+            iova = allocator.allocate(pages * PAGE)
+        except IovaError:
+            break
+        assert not any(first < iova + pages * PAGE and iova <= last for first, last in spans)
+    for first, _ in spans:
+        if first < 64 * PAGE:
+            allocator.reserve(first, PAGE)
+            allocator.free(first, PAGE)
