@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import vfio_user
 from tests.unit.fake_device import FakeDevice
@@ -14,6 +15,10 @@ from tests.unit.fake_sysfs import FakeSysfs
 from vfio_user import PciDevice
 
 ADDRESS = "0000:01:00.0"
+
+# On a loaded machine everything takes its time; what hangs is ended by the timeout of each test.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture

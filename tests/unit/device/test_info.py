@@ -138,7 +138,7 @@ def test_reply_that_does_not_follow_its_layout(fd: OwnedFd, device: FakeDevice, 
         region(fd)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     identity=st.sampled_from([SPARSE, TYPE, MSIX_MAPPABLE, 0]),
     following=st.sampled_from([0, HEAD + 8, HEAD + 16, 40]) | st.integers(0, (1 << 32) - 1),

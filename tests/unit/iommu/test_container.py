@@ -194,7 +194,7 @@ def test_iommu_without_a_page_size(container: Container, kernel: FakeKernel) -> 
         container.info()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=200), st.sampled_from([0, 1, 2, 3]), st.integers(0, 64))
 def test_hostile_bytes(container: Container, kernel: FakeKernel, junk: bytes, identity: int, count: int) -> None:
     kernel.chain = struct.pack("=HHIII", identity, 1, 0, count, 0) + junk

@@ -81,7 +81,7 @@ class TakeAndGive(RuleBasedStateMachine):
         self.space.detach()
 
 
-TakeAndGive.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TakeAndGive.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
 TestTakeAndGive = TakeAndGive.TestCase
 
 

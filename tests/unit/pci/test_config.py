@@ -181,7 +181,7 @@ def test_conventional_device_has_no_extended_list(conventional: PciDevice, devic
 LINKS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255)), max_size=20)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(LINKS, st.integers(0, 255), st.binary(max_size=64))
 def test_hostile_bytes(
     config: ConfigSpace, device: FakeDevice, links: list[tuple[int, int, int]], first: int, extended: bytes

@@ -104,7 +104,7 @@ def test_capability_that_is_cut_off(device: FakeDevice, at: int) -> None:
         assert find_table(pci.vdev) is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(min_size=0xC0, max_size=0xC0), st.integers(0, 255))
 def test_hostile_bytes(pci: PciDevice, device: FakeDevice, capabilities: bytes, first: int) -> None:
     device.write(CONFIG, 6, b"\x10\0")
