@@ -52,7 +52,7 @@ class PeerMapping:
     @property
     def ended(self) -> bool:
         """Tell whether it is unmapped for good."""
-        return self._mapping._space is None
+        return self._mapping.ended
 
     def restore(self) -> None:
         """Map it again, if it did not come back by itself; does nothing when it is mapped.

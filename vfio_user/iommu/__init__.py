@@ -11,9 +11,20 @@ Locking:
 from __future__ import annotations
 
 from vfio_user.iommu.address_space import AddressSpace
+from vfio_user.iommu.batch import UnmapBatch
 from vfio_user.iommu.buffer import DmaBuffer, DmaSlice
+from vfio_user.iommu.deferred import DeferredUnmap
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.iommu.pool import DmaPool
 
-__all__ = ["AddressSpace", "DmaBuffer", "DmaMapping", "DmaPool", "DmaSlice", "IommuMode"]
+__all__ = [
+    "AddressSpace",
+    "DeferredUnmap",
+    "DmaBuffer",
+    "DmaMapping",
+    "DmaPool",
+    "DmaSlice",
+    "IommuMode",
+    "UnmapBatch",
+]

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vfio_user.addresses import Iova
+from vfio_user.iommu.bulk import Mapped, Results, Runs
 from vfio_user.iommu.containers import ContainerBackend, NoiommuBackend
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.backend import IommufdBackend, NoiommuIommufdBackend
 from vfio_user.iommu.modes import IommuMode
+from vfio_user.iommu.scatter import Scatter
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.sysfs import VfioNode
 
@@ -56,6 +58,12 @@ class IommuBackend(Protocol):
 
     def unmap_all(self) -> int:
         """Unmap everything; give the number of bytes that were unmapped."""
+
+    def map_pieces(self, iova: Iova, scatter: Scatter, *, read: bool = True, write: bool = True) -> Mapped:
+        """Map pieces of process memory at one IOVA after the other; stop at the first that fails."""
+
+    def unmap_runs(self, runs: Runs) -> Results:
+        """Unmap ranges that each hold one or several whole mappings; all are tried."""
 
     def close(self) -> None:
         """Close what `attach` opened besides the devices, then the back end itself."""

@@ -7,10 +7,12 @@ import threading
 from vfio_user.addresses import Iova
 from vfio_user.errors import ClosedError, IovaError, UnsupportedError, VfioError
 from vfio_user.iommu import explain, pagemap
+from vfio_user.iommu.bulk import Mapped, Results, Runs, map_in_container, one_by_one, unmap_in_container
 from vfio_user.iommu.container import Container
 from vfio_user.iommu.group import Group
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.modes import IommuMode
+from vfio_user.iommu.scatter import Scatter
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE
 from vfio_user.kernel.sysfs import VfioNode
@@ -101,6 +103,18 @@ class ContainerBackend:
         """Unmap everything; see `Container.unmap_all`."""
         return self.container.unmap_all() if self._groups else 0
 
+    def map_pieces(self, iova: Iova, scatter: Scatter, *, read: bool = True, write: bool = True) -> Mapped:
+        """Map pieces of memory one after the other; see `bulk.map_in_container`."""
+
+        def again(place: int, vaddr: int, size: int) -> None:
+            self.container.map(place, vaddr, size, read=read, write=write)
+
+        return map_in_container(self.container.fd, iova, scatter, again, read=read, write=write)
+
+    def unmap_runs(self, runs: Runs) -> Results:
+        """Unmap ranges; see `bulk.unmap_in_container`."""
+        return unmap_in_container(self.container.fd, runs)
+
     def close(self) -> None:
         """Close the groups, then the container."""
         while self._groups:
@@ -131,6 +145,18 @@ class NoiommuBackend(ContainerBackend):
             physical = pagemap.lock_and_find(vaddr, size)
             self._places[physical] = (vaddr, size)
             return Iova(physical)
+
+    def map_pieces(self, iova: Iova, scatter: Scatter, *, read: bool = True, write: bool = True) -> Mapped:
+        """Refuse: pieces have no common address.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(explain.no_choice())
+
+    def unmap_runs(self, runs: Runs) -> Results:
+        """Unlock what has been mapped in each range."""
+        return one_by_one(self.unmap, runs)
 
     def unmap(self, iova: int, size: int) -> int:
         """Unlock what `map` gave that address for."""

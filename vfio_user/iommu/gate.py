@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 __all__ = ["Gate"]
 
 
 class Gate:
-    """Keep calls that concern one mapping apart from a call that concerns all of them.
+    """Keep calls that concern one mapping apart from a call that concerns many of them.
 
     Without it `AddressSpace.unmap_all` could take away a mapping that another thread has just made, or is about to
     unmap by itself, and the books would no longer agree with the kernel's.
@@ -23,34 +22,90 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.Lock())
         self._inside = 0
         self._alone = False
+        self._waiting = 0
+        self._both = (_Together(self), _Alone(self))
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block beside others of its kind."""
+    def together(self) -> _Together:
+        """Give a block that runs beside others of its kind."""
+        return self._both[0]
+
+    def alone(self) -> _Alone:
+        """Give a block that runs when all others have ended, and lets none begin meanwhile."""
+        return self._both[1]
+
+    def _enter(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
+            while self._alone:
+                self._wait()
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._waiting and not self._inside:
                 self._changed.notify_all()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Run a block when all others have ended, and let none begin meanwhile."""
+    def _close(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
+            while self._alone:
+                self._wait()
             self._alone = True
+            try:
+                while self._inside:
+                    self._wait()
+            except BaseException:
+                self._reopen()
+                raise
+
+    def _open(self) -> None:
+        with self._changed:
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self._alone = False
+        if self._waiting:
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        self._waiting += 1
         try:
-            with self._changed:
-                self._changed.wait_for(lambda: self._inside == 0)
-            yield
+            self._changed.wait()
         finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
+            self._waiting -= 1
+
+
+# Without state of their own, so that one object serves every thread; a generator for each block would cost more than
+# the kernel's share of a small mapping.
+
+
+class _Together:
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate._enter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate._leave()
+
+
+class _Alone:
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate._close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate._open()

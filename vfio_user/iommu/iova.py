@@ -121,6 +121,10 @@ class IovaAllocator:
                 first = self._free.pop(at - 1)[0]
             insort(self._free, (first, last))
 
+    def reset(self) -> None:
+        """Take everything back that was allocated or reserved."""
+        self._free = list(self._usable)
+
     def _highest(self, size: int, alignment: int, limit: int) -> int | None:
         for first, last in self._choices():
             iova = (min(last + 1, limit) - size) // alignment * alignment

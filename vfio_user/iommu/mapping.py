@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from vfio_user.addresses import Iova, Vaddr
 
 if TYPE_CHECKING:
-    from vfio_user.iommu.address_space import AddressSpace
+    from vfio_user.iommu.mapper import Mapper
 
 __all__ = ["DmaMapping"]
 
@@ -19,38 +19,40 @@ class DmaMapping:
 
     Lifetime:
         Ends with `unmap()`, with the ``with`` block, with `AddressSpace.unmap_all` or with the address space. Until
-        the kernel has confirmed the unmap, the mapping keeps the memory alive: a device could still write to it.
+        the kernel has confirmed the unmap, the address space keeps the memory alive: a device could still write to it.
     Locking:
         `unmap()` may be called from any thread, and more than once.
     """
 
-    __slots__ = ("_again", "_keepalive", "_space", "iova", "size", "suspended", "vaddr")
+    __slots__ = ("__weakref__", "_again", "_mapper", "iova", "size", "vaddr")
 
     def __init__(
-        self,
-        space: AddressSpace,
-        iova: Iova,
-        vaddr: Vaddr | None,
-        size: int,
-        keepalive: object,
-        again: Callable[[Iova], Iova],
+        self, mapper: Mapper, iova: Iova, vaddr: Vaddr | None, size: int, again: Callable[[Iova], Iova]
     ) -> None:
-        self._space: AddressSpace | None = space
-        self._keepalive: object = keepalive
-        self._again: Callable[[Iova], Iova] | None = again  # maps the same memory with the same rights
+        self._mapper = mapper
+        self._again = again  # maps the same memory with the same rights
         self.iova = iova
         """Where devices find it."""
         self.vaddr = vaddr
-        """Where this process finds it; `None` for a file that was mapped without an address."""
+        """Where this process finds it; `None` for memory from several places (`AddressSpace.map_many`), and for a file
+        that was mapped without an address."""
         self.size = size
         """Bytes, a multiple of the IOMMU's page size."""
-        self.suspended = False
-        """It is taken from the devices for a while, and keeps its IOVA; see `vfio_user.iommu.suspend`."""
 
     @property
     def mapped(self) -> bool:
         """Tell whether devices reach it."""
-        return self._space is not None and not self.suspended
+        return not self.ended and not self.suspended
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether it was unmapped for good."""
+        return not self._mapper.books.holds(self)
+
+    @property
+    def suspended(self) -> bool:
+        """Tell whether it is taken from the devices for a while; it keeps its IOVA. See `vfio_user.iommu.suspend`."""
+        return self._mapper.books.is_suspended(self)
 
     def offset_of(self, vaddr: int, size: int) -> int | None:
         """Give where in the mapping memory of this process lies; `None` when devices don't reach all of it here."""
@@ -65,14 +67,7 @@ class DmaMapping:
         Raises:
             VfioError: the kernel did not unmap all of it; the memory then stays alive.
         """
-        space = self._space
-        if space is not None:
-            space._unmap(self)
-
-    def _ended(self) -> None:
-        self._space = None
-        self._keepalive = None
-        self._again = None
+        self._mapper.unmap(self)
 
     def __enter__(self) -> Self:
         return self
@@ -83,5 +78,5 @@ class DmaMapping:
         self.unmap()
 
     def __repr__(self) -> str:
-        state = "" if self.mapped else " suspended" if self._space is not None else " unmapped"
+        state = " unmapped" if self.ended else " suspended" if self.suspended else ""
         return f"<DmaMapping {self.iova:#x}..{self.iova + self.size - 1:#x}{state}>"

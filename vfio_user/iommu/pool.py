@@ -13,7 +13,7 @@ from vfio_user.iommu.buffer import DmaBuffer, DmaSlice
 from vfio_user.kernel.mman import Backing, round_up
 
 if TYPE_CHECKING:
-    from vfio_user.iommu.address_space import AddressSpace
+    from vfio_user.iommu.verbs import MapVerbs
 
 __all__ = ["DmaPool", "PoolBuffer"]
 
@@ -67,7 +67,7 @@ class DmaPool:
 
     def __init__(
         self,
-        space: AddressSpace,
+        space: MapVerbs,
         buffer_size: int,
         *,
         chunk_size: int = 2 << 20,

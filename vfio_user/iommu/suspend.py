@@ -6,14 +6,13 @@ resets the device takes its mappings away first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import VfioError
 from vfio_user.iommu.mapping import DmaMapping
 
 if TYPE_CHECKING:
-    from vfio_user.iommu.address_space import AddressSpace
+    from vfio_user.iommu.mapper import Mapper
 
 __all__ = ["resume", "suspend"]
 
@@ -24,22 +23,13 @@ def suspend(mappings: Iterable[DmaMapping]) -> None:
     Mappings that abut are unmapped by one request. Those that are unmapped or suspended already are left out.
 
     Raises:
-        VfioError: the kernel unmapped less than was asked for. Those before in the order of their IOVAs are suspended.
+        VfioError: the kernel did not unmap all of them; those that it did are suspended.
     """
-    by_space: dict[AddressSpace, list[DmaMapping]] = {}
+    by_mapper: dict[Mapper, list[DmaMapping]] = {}
     for mapping in mappings:
-        if mapping._space is not None:
-            by_space.setdefault(mapping._space, []).append(mapping)
-    for space, chosen in by_space.items():
-        # Alone, so that nobody unmaps one of them meanwhile by itself and the books stay those of the kernel.
-        with space._gate.alone():
-            for run in _runs(each for each in chosen if each.mapped):
-                size = sum(each.size for each in run)
-                unmapped = space._backend.unmap(run[0].iova, size)
-                if unmapped != size:
-                    raise VfioError(f"the kernel unmapped {unmapped:#x} bytes of {size:#x} at IOVA {run[0].iova:#x}")
-                for each in run:
-                    each.suspended = True
+        by_mapper.setdefault(mapping._mapper, []).append(mapping)
+    for mapper, chosen in by_mapper.items():
+        mapper.suspend(chosen)
 
 
 def resume(mapping: DmaMapping) -> None:
@@ -48,24 +38,4 @@ def resume(mapping: DmaMapping) -> None:
     Raises:
         VfioIoctlError: the kernel refused (EFAULT: the memory behind it is not there); it stays suspended.
     """
-    space = mapping._space
-    if space is None:
-        return
-    with space._gate.alone():
-        again = mapping._again
-        if again is None or not mapping.suspended:
-            return
-        again(mapping.iova)
-        mapping.suspended = False
-
-
-def _runs(mappings: Iterable[DmaMapping]) -> Iterator[list[DmaMapping]]:
-    """Give mappings in groups that abut, by IOVA."""
-    run: list[DmaMapping] = []
-    for mapping in sorted(mappings, key=lambda each: each.iova):
-        if run and run[-1].iova + run[-1].size != mapping.iova:
-            yield run
-            run = []
-        run.append(mapping)
-    if run:
-        yield run
+    mapping._mapper.resume(mapping)

@@ -7,8 +7,11 @@ import threading
 from collections.abc import Callable
 
 from vfio_user.addresses import Iova, IovaRange
+from vfio_user.errors import VfioError
+from vfio_user.iommu.bulk import Mapped, Results, Runs, one_by_one
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.modes import IommuMode
+from vfio_user.iommu.scatter import Scatter
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.sysfs import VfioNode
 
@@ -70,9 +73,10 @@ class FakeBackend:
         if self.short:
             return size - self.short
         with self.lock:
-            assert self.mapped[iova][1] == size
-            del self.mapped[iova]
-        return size
+            end = iova + size
+            gone = [first for first in self.mapped if iova <= first < end]
+            assert all(first + self.mapped[first][1] <= end for first in gone), "mappings are unmapped whole"
+            return sum(self.mapped.pop(first)[1] for first in gone)
 
     def unmap_all(self) -> int:
         self._called("unmap_all")
@@ -81,6 +85,19 @@ class FakeBackend:
             if not self.short:
                 self.mapped.clear()
         return total
+
+    def map_pieces(self, iova: Iova, scatter: Scatter, *, read: bool = True, write: bool = True) -> Mapped:
+        place = iova
+        for number, (vaddr, size) in enumerate(zip(scatter.vaddrs, scatter.sizes, strict=True)):
+            try:
+                self.map(place, vaddr, size, read=read, write=write)
+            except VfioError as error:
+                return number, error
+            place = Iova(place + size)
+        return len(scatter), None
+
+    def unmap_runs(self, runs: Runs) -> Results:
+        return one_by_one(self.unmap, runs)
 
     def close(self) -> None:
         self._called("close")

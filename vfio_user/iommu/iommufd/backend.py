@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 
 from vfio_user.addresses import Iova
-from vfio_user.errors import IovaError, VfioError, VfioIoctlError
+from vfio_user.errors import IovaError, UnsupportedError, VfioError, VfioIoctlError
+from vfio_user.iommu import explain
+from vfio_user.iommu.bulk import Mapped, Results, Runs, map_in_ioas, one_by_one, unmap_in_ioas
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.device import BoundDevice, bind
 from vfio_user.iommu.iommufd.fd import Iommufd
 from vfio_user.iommu.modes import IommuMode
+from vfio_user.iommu.scatter import Scatter
 from vfio_user.kernel.mman import PAGE_SIZE
 from vfio_user.kernel.sysfs import VfioNode
 
@@ -85,6 +88,18 @@ class IommufdBackend:
         """Unmap everything; see `Ioas.unmap_all`."""
         return self.ioas.unmap_all()
 
+    def map_pieces(self, iova: Iova, scatter: Scatter, *, read: bool = True, write: bool = True) -> Mapped:
+        """Map pieces of memory one after the other; see `bulk.map_in_ioas`."""
+
+        def again(place: int, vaddr: int, size: int) -> None:
+            self.ioas.map(vaddr, size, place, read=read, write=write)
+
+        return map_in_ioas(self.iommufd.fd, self.ioas.id, iova, scatter, again, read=read, write=write)
+
+    def unmap_runs(self, runs: Runs) -> Results:
+        """Unmap ranges; see `bulk.unmap_in_ioas`."""
+        return unmap_in_ioas(self.iommufd.fd, self.ioas.id, runs)
+
     def close(self) -> None:
         """Close the iommufd: what devices hold of it ends with them."""
         self.iommufd.close()
@@ -119,6 +134,18 @@ class NoiommuIommufdBackend(IommufdBackend):
     ) -> Iova:
         """Pin a part of a file and give its physical address. Raises as `map` does."""
         return self._found(super().map_file(None, fd, offset, size, read=read, write=write), size)
+
+    def map_pieces(self, iova: Iova, scatter: Scatter, *, read: bool = True, write: bool = True) -> Mapped:
+        """Refuse: pieces have no common address.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(explain.no_choice())
+
+    def unmap_runs(self, runs: Runs) -> Results:
+        """Unpin what has been mapped in each range."""
+        return one_by_one(self.unmap, runs)
 
     def unmap(self, iova: int, size: int) -> int:
         """Unpin what `map` gave that address for."""
