@@ -8,6 +8,9 @@ This is not the vfio-user protocol, which carries emulated devices over a socket
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from vfio_user._mmio import Program
 from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
 from vfio_user.device import (
@@ -30,9 +33,13 @@ from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
 from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
 from vfio_user.session import Devices, open, open_all
 
+if TYPE_CHECKING:
+    from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
+
 __all__ = [
     "PCI_OPS",
     "AddressSpace",
+    "Binding",
     "DeviceHealth",
     "DeviceOps",
     "DeviceSet",
@@ -58,9 +65,12 @@ __all__ = [
     "Region",
     "ResetPlan",
     "ResetReport",
+    "Restored",
     "Vaddr",
     "VfioDevice",
     "VfioError",
+    "bind",
+    "bound",
     "container_of",
     "hot_reset",
     "open",
@@ -68,4 +78,27 @@ __all__ = [
     "open_devices",
     "pci_function",
     "pci_functions",
+    "restore",
+    "unbind",
 ]
+
+#: Names that are imported when they are first used: most programs only open a device, and start faster without them.
+_LATER = {
+    "Binding": "vfio_user.binding",
+    "Restored": "vfio_user.binding",
+    "bind": "vfio_user.binding",
+    "bound": "vfio_user.binding",
+    "restore": "vfio_user.binding",
+    "unbind": "vfio_user.binding",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,10 @@ Everything that this package raises on purpose is a `VfioError`::
     │   └── DeviceGoneError                 the device does not answer any more
     ├── LockOrderError                      a lock was asked for in an order that could deadlock
     ├── BusyError                           somebody else has it
+    │   ├── InUseError                      a device to be bound is in use through its present driver (``uses``)
     │   └── MemoryLockBusyError             readers did not leave the memory lock (``holders``)
+    ├── BindError                           a device could not be given to a driver, or put back
+    ├── JournalError                        the journal of bound devices can't be trusted or read
     ├── DeadlineError (TimeoutError)        a wait reached its deadline
     ├── UnsupportedError                    kernel or device lacks a feature; names which
     ├── MalformedReplyError                 the kernel's reply does not follow its own layout
@@ -37,13 +40,16 @@ from collections.abc import Iterable, Sequence
 __all__ = [
     "AlignmentError",
     "ArgumentError",
+    "BindError",
     "BoundsError",
     "BusyError",
     "ClosedError",
     "DeadlineError",
     "DeviceGoneError",
     "ForkedError",
+    "InUseError",
     "IovaError",
+    "JournalError",
     "LockOrderError",
     "MalformedReplyError",
     "MemoryDisabledError",
@@ -107,6 +113,26 @@ class LockOrderError(VfioError):
 
 class BusyError(VfioError):
     """Report that somebody else has what was asked for."""
+
+
+class InUseError(BusyError):
+    """Report a device that is not taken from its driver because somebody uses it.
+
+    Attributes:
+        uses: ``(kind, words)`` of each use: ``("interface", "eth0 is up")``.
+    """
+
+    def __init__(self, message: str, uses: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.uses: tuple[tuple[str, str], ...] = tuple(uses)
+
+
+class BindError(VfioError):
+    """Report a device that could not be given to a driver, or not be put back."""
+
+
+class JournalError(VfioError):
+    """Report a journal of bound devices that can't be trusted or read."""
 
 
 class MemoryLockBusyError(BusyError):

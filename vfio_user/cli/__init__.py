@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 
-from vfio_user.cli import demo, guest, list
 from vfio_user.errors import VfioError
 
 __all__ = ["main"]
 
-#: Modules with ``add(subparsers)``, which sets ``run`` to a function from arguments to exit code.
-COMMANDS = (list, guest, demo)
+#: Commands in the order of the help, and the modules that hold them. Each module has ``add(subparsers)``, which sets
+#: ``run`` to a function from arguments to exit code. Only the one that is asked for is imported.
+COMMANDS = {
+    "list": "list",
+    "bind": "bind",
+    "unbind": "bind",
+    "restore": "bind",
+    "guest": "guest",
+    "demo": "demo",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An error of this package is printed without a traceback, and gives exit code 2 (128 + 2 for an interrupt).
     """
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="vfio-user", description="Userspace drivers through /dev/vfio.")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(subparsers)
-    arguments = parser.parse_args(argv)
+    wanted = COMMANDS.get(words[0]) if words else None
+    for module in dict.fromkeys(COMMANDS.values()) if wanted is None else [wanted]:
+        importlib.import_module(f"vfio_user.cli.{module}").add(subparsers)
+    arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="vfio-user: %(message)s")
     try:
         return int(arguments.run(arguments))
