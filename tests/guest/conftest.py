@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 if not in_guest():
     collect_ignore_glob = ["test_*.py"]
+elif not os.path.exists("/dev/iommu"):
+    collect_ignore = ["test_iommufd.py"]
 
 # VFIO_CHECK_EXTENSION, _IO(';', 101): asked plainly, so that a broken library fails tests instead of removing them.
 _CHECK_EXTENSION = 0x3B65

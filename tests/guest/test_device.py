@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -91,13 +92,24 @@ def test_every_way_to_a_register_sees_the_same(vfio_device: Find) -> None:
         assert bar.array("<u4")[1] == 0xF0F0F0F0
 
 
-def test_device_in_use_is_refused(vfio_device: Find) -> None:
+def test_device_in_use_is_refused(vfio_device: Find, iommu_mode: str) -> None:
     address = vfio_device("edu").address
-    with vfio_user.open(address), nothing_left(), pytest.raises(VfioOSError, match=r"open already") as caught:
-        vfio_user.open(address)
-    assert caught.value.errno == 16
-    with vfio_user.open(address) as pci, pytest.raises(BusyError, match=r"open in this process"):
-        vfio_user.open(address, address_space=pci.address_space)
+    with vfio_user.open(address, mode=iommu_mode) as pci, nothing_left():
+        with pytest.raises(BusyError, match=r"open in this process"):
+            vfio_user.open(address, mode=iommu_mode)
+        with pytest.raises(BusyError, match=r"open in this process"):
+            vfio_user.open(address, address_space=pci.address_space)
+
+
+def test_group_and_device_node_exclude_each_other(vfio_device: Find, iommu_mode: str) -> None:
+    address = vfio_device("edu").address
+    if vfio_user.pci_function(address).cdev is None:
+        return  # this kernel has one way only
+    with vfio_user.open(address, mode=iommu_mode), nothing_left():
+        other = AddressSpace("type1v2" if iommu_mode == "iommufd" else "iommufd")
+        with other, pytest.raises(VfioOSError, match=r"open already|open through its group") as caught:
+            other.attach(vfio_user.pci_function(address))
+        assert caught.value.errno == errno.EBUSY
 
 
 def test_several_devices_of_a_group_and_several_groups_in_a_space(
@@ -111,7 +123,7 @@ def test_several_devices_of_a_group_and_several_groups_in_a_space(
         assert len(vfio_user.open_devices()) == len(addresses)
 
 
-def test_group_that_is_not_viable_names_the_culprit() -> None:
+def test_group_that_is_not_viable_names_the_culprit(iommu_mode: str) -> None:
     # Give one of two functions that share a group to a driver of the kernel.
     first, second = testing.devices("edu")[1:3]
     folder = Path(f"/sys/bus/pci/devices/{second.address}")
@@ -122,7 +134,7 @@ def test_group_that_is_not_viable_names_the_culprit() -> None:
         Path("/sys/bus/pci/drivers_probe").write_text(second.address)
         assert (folder / "driver").resolve().name == "uio_pci_generic"
         with nothing_left(), pytest.raises(NotViableError, match=second.address) as caught:
-            vfio_user.open(first.address)
+            vfio_user.open(first.address, mode=iommu_mode)
         assert caught.value.culprits == ((second.address, "uio_pci_generic"),)
     finally:
         if (folder / "driver").exists():

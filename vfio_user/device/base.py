@@ -120,7 +120,7 @@ class VfioDevice:
         """
         with _registry_lock:
             other = _registry.get(self.name)
-            if self.state is DeviceState.REGISTERED or (other not in (None, self) and not other.closed):
+            if self.state is DeviceState.REGISTERED or (other not in (None, self) and not other._fd.closed):
                 raise BusyError(f"{self.name} is open in this process already")
             if self.state is not DeviceState.INIT:
                 raise ClosedError(f"{self.name} is {self.state.value}; open it again")
@@ -266,5 +266,6 @@ class VfioDevice:
 def open_devices() -> tuple[VfioDevice, ...]:
     """Give the devices that are registered in this process, ordered by name."""
     with _registry_lock:
-        found = [each for each in _registry.values() if each.state is DeviceState.REGISTERED]
+        # A forked child has the parent's objects, and none of its devices.
+        found = [each for each in _registry.values() if each.state is DeviceState.REGISTERED and not each._fd.closed]
     return tuple(sorted(found, key=lambda each: each.name))

@@ -96,8 +96,10 @@ def device_bind(code: int, with_token: bool) -> str:
     return ""
 
 
-def device_attach(code: int) -> str:
+def device_attach(code: int, pasid: int | None) -> str:
     """Explain a failed ``VFIO_DEVICE_ATTACH_IOMMUFD_PT``."""
+    if code == errno.EINVAL and pasid is not None:
+        return f"The device has no PASID {pasid}, or the page tables were not made for PASIDs (HwptAllocFlags.PASID)"
     if code == errno.EBUSY:
         return "Another device of its group is attached to something else: detach that one, or attach both to the same"
     if code == errno.EADDRINUSE:

@@ -7,6 +7,7 @@ address spaces.
 
 from __future__ import annotations
 
+from vfio_user.iommu.iommufd.backend import IommufdBackend
 from vfio_user.iommu.iommufd.device import BoundDevice, bind
 from vfio_user.iommu.iommufd.events import FaultQueue, PageFault, Vevent, VeventQueue
 from vfio_user.iommu.iommufd.fd import Iommufd
@@ -42,6 +43,7 @@ __all__ = [
     "Ioas",
     "IoasRanges",
     "Iommufd",
+    "IommufdBackend",
     "IommufdObject",
     "NestedHwpt",
     "PageFault",

@@ -84,7 +84,7 @@ class BoundDevice(OwnedFd):
             code = error.errno or 0
             if code == errno.EOPNOTSUPP and pasid is not None:
                 raise UnsupportedError(f"{self.name}: neither this kernel nor the device can do PASIDs") from error
-            raise VfioIoctlError(code, error.request, self.name, explain.device_attach(code)) from error
+            raise VfioIoctlError(code, error.request, self.name, explain.device_attach(code, pasid)) from error
 
 
 def bind(node: VfioNode, iommufd: Iommufd, *, vf_token: str | None = None) -> BoundDevice:
@@ -139,7 +139,7 @@ def _token(text: str | None) -> CData | None:
 def _explained(error: VfioIoctlError, node: VfioNode, vf_token: str | None) -> Exception:
     code = error.errno or 0
     number = node.iommu_group
-    if code == errno.EBUSY and number is not None:
+    if code in (errno.EBUSY, errno.EPERM) and number is not None:
         culprits = [(str(each.address), each.driver or "") for each in sysfs.group(number).culprits]
         if culprits:
             return NotViableError(explain.not_viable(number, culprits), culprits)
