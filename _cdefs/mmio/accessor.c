@@ -108,10 +108,10 @@ static PyObject *write_slow(struct mmio_object *self, PyObject *const *args, Py_
 }
 
 /* The access was made, and something else is to be done: wake a writer, or report that the memory went away. */
-static bool left_slow(struct mmio_object *self, struct reader_slot *slot, uint32_t left)
+static bool left_slow(struct mmio_object *self, uint32_t left)
 {
     if ((left & SLOT_WAITED) != 0)
-        lock_wake_writer(slot);
+        lock_wake_writer(&self->window->lock);
     left &= ~SLOT_WAITED;
     return left == 0 || raise_gate(self->owner, left);
 }
@@ -149,7 +149,7 @@ static inline uint32_t leave(struct memory_lock *lock, struct reader_slot *slot)
         uint##bits##_t value = io_read##bits(self->base + offset);                               \
         uint32_t left = leave(&self->window->lock, slot);                                        \
                                                                                                  \
-        if (unlikely(left != 0) && !left_slow(self, slot, left))                                 \
+        if (unlikely(left != 0) && !left_slow(self, left))                                       \
             return NULL;                                                                         \
         return PyLong_FromUnsignedLong(value);                                                   \
     }                                                                                            \
@@ -170,7 +170,7 @@ static inline uint32_t leave(struct memory_lock *lock, struct reader_slot *slot)
         io_write##bits(self->base + offset, (uint##bits##_t)value);                              \
         uint32_t left = leave(&self->window->lock, slot);                                        \
                                                                                                  \
-        if (unlikely(left != 0) && !left_slow(self, slot, left))                                 \
+        if (unlikely(left != 0) && !left_slow(self, left))                                       \
             return NULL;                                                                         \
         Py_RETURN_NONE;                                                                          \
     }

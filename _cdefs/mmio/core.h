@@ -143,7 +143,7 @@ static inline uint32_t section_finish(struct mmio_object *self, struct reader_sl
     atomic_signal_fence(memory_order_seq_cst); /* the access is before the look at the gate */
     uint32_t gate = atomic_load_explicit(&self->window->lock.gate, memory_order_relaxed) & GATE_MEMORY;
 
-    lock_leave(slot);
+    lock_leave(&self->window->lock, slot);
     return gate;
 }
 

@@ -3,8 +3,8 @@
  * The memory lock: many readers (register accesses), one writer (whoever takes the memory away).
  *
  * Each reading thread owns one cache line for each lock, its slot, so that readers never share a line.
- * The slot holds the nesting depth. A writer closes the gate, then looks at every slot; it sleeps on the
- * slot of the reader it waits for, after setting WAITED there, and only that reader wakes it.
+ * The slot holds the nesting depth. A writer closes the gate, then looks at every slot; in those in use it sets WAITED,
+ * which asks the reader to count itself out when it leaves, and the last one to do so wakes the writer.
  *
  * Memory order. Entry is a store to the slot followed by a load of the gate; a writer stores the gate
  * and then loads the slots: the pattern of Dekker's algorithm, for which nothing weaker than sequential
@@ -36,7 +36,7 @@
 #define LOCK_CHUNKS 18u
 #endif
 
-#define SLOT_WAITED 0x80000000u /* a writer sleeps on this slot */
+#define SLOT_WAITED 0x80000000u /* a writer waits for this slot */
 
 /* The gate: zero lets readers in. Only GATE_WRITER belongs to the lock, the rest to the window. */
 #define GATE_WRITER 0x01u  /* a writer holds the lock or drains it */
@@ -57,7 +57,8 @@ struct memory_lock {
     _Alignas(LOCK_LINE) _Atomic uint32_t gate;
     _Atomic(struct reader_slot *) chunk[LOCK_CHUNKS];
     /* written now and then: away from the line above */
-    _Alignas(LOCK_LINE) _Atomic uint32_t waiters; /* threads asleep on the gate */
+    _Alignas(LOCK_LINE) _Atomic uint32_t pending; /* readers with WAITED that have not left */
+    _Atomic uint32_t waiters;                     /* threads asleep on the gate */
     _Atomic pid_t owner;                          /* the writer's thread id, 0 when there is none */
     _Atomic int64_t closed_at;                    /* when it closed the gate, CLOCK_MONOTONIC in ns */
     uint32_t depth;                               /* write lock nesting; the owner's alone */
@@ -97,7 +98,8 @@ void lock_reset(struct memory_lock *lock);
 
 /* Reader, unusual cases: first time here, nested, the writer itself; -EBUSY when the gate is closed. */
 int lock_enter_slow(struct memory_lock *lock, struct reader_slot **slot);
-void lock_wake_writer(struct reader_slot *slot);
+/* Count out a reader that left a slot with WAITED. */
+void lock_wake_writer(struct memory_lock *lock);
 int lock_acquire(struct memory_lock *lock);
 int lock_release(struct memory_lock *lock);
 uint32_t lock_read_depth(struct memory_lock *lock);
@@ -145,13 +147,13 @@ static inline struct reader_slot *lock_slot(struct memory_lock *lock)
     return slots == NULL ? NULL : slots + lock_reader.pos;
 }
 
-static inline void lock_leave(struct reader_slot *slot)
+static inline void lock_leave(struct memory_lock *lock, struct reader_slot *slot)
 {
     if (slot == NULL)
         return;
     /* an exchange, not a store: a writer may set WAITED at any moment and must not be forgotten */
     if (unlikely(atomic_exchange_explicit(&slot->word, 0, memory_order_release) & SLOT_WAITED))
-        lock_wake_writer(slot);
+        lock_wake_writer(lock);
 }
 
 /* Enter in the usual case: this thread has a slot, is not inside, and the gate is open. NULL in any other. */
@@ -166,7 +168,7 @@ static inline struct reader_slot *lock_enter_fast(struct memory_lock *lock)
     atomic_store_explicit(&mine->word, 1, memory_order_seq_cst);
     if (likely(atomic_load_explicit(&lock->gate, memory_order_seq_cst) == 0))
         return mine;
-    lock_leave(mine);
+    lock_leave(lock, mine);
     return NULL;
 }
 

@@ -48,7 +48,7 @@ static void *reader(void *unused)
 
         if (lock_enter(&lock, &slot) == LOCK_ENTERED) {
             look();
-            lock_leave(slot);
+            lock_leave(&lock, slot);
         } else {
             atomic_fetch_add_explicit(&refused, 1, memory_order_relaxed);
         }
@@ -59,7 +59,7 @@ static void *reader(void *unused)
         look();
         if (lock_enter(&lock, &slot) != LOCK_NESTED)
             fail("a nested access was refused");
-        lock_leave(slot);
+        lock_leave(&lock, slot);
         if (lock_release(&lock) != 0 || lock_read_depth(&lock) != 1)
             fail("nesting is not counted");
         look();

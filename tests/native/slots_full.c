@@ -27,7 +27,7 @@ static void *attempt(void *result)
 
     *(int *)result = lock_enter(&lock, &slot);
     if (*(int *)result == LOCK_ENTERED)
-        lock_leave(slot);
+        lock_leave(&lock, slot);
     return NULL;
 }
 

@@ -89,7 +89,7 @@ static void *guarded_reader(void *seed_)
         uint32_t value = device_read(offset);
         uint32_t gate = atomic_load(&window->lock.gate) & ~GATE_WRITER;
 
-        lock_leave(slot);
+        lock_leave(&window->lock, slot);
         if (value != VALUE && gate == 0)
             fail("guarded read, and nobody said so", value);
         if (value != VALUE && value != ONES)
