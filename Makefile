@@ -15,8 +15,8 @@ demo: setup ## see it work on emulated devices, in a guest
 test: setup ## everything, with a summary by lane
 	@$(PYTHON) tests/lanes.py
 
-unit: setup ## tests without a kernel
-	@$(PYTHON) tests/lanes.py unit
+unit: setup ## tests without a kernel; the C of the memory lock under ThreadSanitizer
+	@$(PYTHON) tests/lanes.py unit native
 
 uapi: setup ## declarations against the newest kernel headers
 	@$(PYTHON) tests/lanes.py uapi
@@ -26,6 +26,7 @@ guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
 
 lint: setup ## ruff
 	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
 
 type: setup ## mypy --strict
 	@.venv/bin/mypy

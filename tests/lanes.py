@@ -57,12 +57,23 @@ class Outcome:
 
 LANES = (
     Lane("unit", ("tests/unit",)),
+    Lane("native", ("tests/native",)),
     Lane("uapi", ("tests/uapi",)),
     Lane("runner", ("tests/runner",)),
     Lane("guest-6.1", ("tests/guest",), Guest(kernel="6.1", devices=DEVICES)),
     Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
     Lane("guest-feature", ("tests/guest",), Guest(kernel="feature", devices=DEVICES)),
     Lane("no-iommu", ("tests/unusual/test_no_iommu.py",), Guest(iommu="none", devices=("edu",), bind=False)),
+    Lane(
+        "noiommu",
+        ("tests/unusual/test_noiommu.py",),
+        Guest(
+            kernel="feature",
+            iommu="none",
+            append="vfio.enable_unsafe_noiommu_mode=1",
+            devices=("edu,dma_mask=0xffffffffffffffff", "nvme,size=64M"),
+        ),
+    ),
     Lane(
         "no-remapping",
         ("tests/unusual/test_no_interrupt_remapping.py",),
