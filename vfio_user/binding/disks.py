@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from vfio_user.binding import files
 from vfio_user.binding.files import entries, text
@@ -23,7 +24,7 @@ def disks_below(function: sysfs.PciFunction) -> tuple[str, ...]:
     names = {
         path.name
         for path in entries(sysfs.SYSFS / "class/block")
-        if os.path.realpath(path).startswith(top) and not (path / "partition").exists()
+        if os.path.realpath(path).startswith(top) and _is_disk(path)
     }
     return tuple(sorted(names | set(_multipath_heads(top))))
 
@@ -37,6 +38,11 @@ def disks_in_use(function: sysfs.PciFunction) -> Iterator[str]:
         yield from found
         if not found and _claimed(disk):
             yield f"{disk} is claimed in the kernel (a file system, RAID, ZFS or the like)"
+
+
+def _is_disk(path: Path) -> bool:
+    # Hidden disks are the paths of native NVMe multipath: nobody can use them directly.
+    return not (path / "partition").exists() and text(path / "hidden") != "1"
 
 
 def _uses(name: str, mounts: dict[str, list[str]], swaps: set[str], seen: set[str]) -> Iterator[str]:

@@ -76,6 +76,7 @@ def test_multipath_disks_are_beside_their_controllers(bus: FakeBus) -> None:
     controller = bus.root / f"bus/pci/devices/{DEVICE}/nvme/nvme0"
     controller.mkdir(parents=True)
     (head.parent / "nvme0").symlink_to(controller)
+    bus.put("hidden", "1\n", block(bus, "nvme0c0n1", "0:0"))
     classes = bus.root / "class/nvme-subsystem"
     classes.mkdir(parents=True)
     (classes / "nvme-subsys0").symlink_to(head.parent)
