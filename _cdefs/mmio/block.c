@@ -17,7 +17,7 @@
 #define COPY(bits)                                                                    \
     static void copy_in##bits(uint8_t *to, const uint8_t *from, size_t count)         \
     {                                                                                 \
-        for (size_t i = 0; i < count; i++) {                                          \
+        _Pragma("GCC unroll 8") for (size_t i = 0; i < count; i++) {                  \
             uint##bits##_t unit = ((const volatile uint##bits##_t *)from)[i];         \
                                                                                       \
             memcpy(to + i * sizeof(unit), &unit, sizeof(unit));                       \
@@ -27,7 +27,7 @@
     static void copy_out##bits(uint8_t *to, const uint8_t *from, size_t count)        \
     {                                                                                 \
         io_before_write();                                                            \
-        for (size_t i = 0; i < count; i++) {                                          \
+        _Pragma("GCC unroll 8") for (size_t i = 0; i < count; i++) {                  \
             uint##bits##_t unit;                                                      \
                                                                                       \
             memcpy(&unit, from + i * sizeof(unit), sizeof(unit));                     \

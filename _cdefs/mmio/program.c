@@ -209,12 +209,18 @@ static bool check_program(struct mmio_object *self, const struct program_object 
 #define RUN_LOOPS(bits)                                                                             \
     static void run_reads##bits(const uint8_t *at, const struct run *run, uint64_t *results)        \
     {                                                                                               \
-        for (size_t i = 0; i < run->count; i++, at += run->stride)                                  \
+        const size_t count = run->count;                                                            \
+        const int64_t stride = run->stride;                                                         \
+                                                                                                    \
+        _Pragma("GCC unroll 8") for (size_t i = 0; i < count; i++, at += stride)                    \
             results[i] = io_read##bits(at);                                                         \
     }                                                                                               \
     static void run_writes##bits(uint8_t *at, const struct run *run, const uint64_t *values)        \
     {                                                                                               \
-        for (size_t i = 0; i < run->count; i++, at += run->stride)                                  \
+        const size_t count = run->count;                                                            \
+        const int64_t stride = run->stride;                                                         \
+                                                                                                    \
+        _Pragma("GCC unroll 8") for (size_t i = 0; i < count; i++, at += stride)                    \
             io_write##bits(at, (uint##bits##_t)values[i]);                                          \
     }
 
