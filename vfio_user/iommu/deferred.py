@@ -80,7 +80,7 @@ class DeferredUnmap:
         return self._closed
 
     def unmap(self, mapping: DmaMapping | DmaBuffer) -> None:
-        """Unmap a mapping, or close a buffer, a little later; twice is as once.
+        """Unmap a mapping, or close a buffer, a little later; twice is as once, and one that has ended stays so.
 
         Raises:
             ArgumentError: it is neither, or of another address space.
@@ -94,7 +94,7 @@ class DeferredUnmap:
         with self._changed:
             if self._closed:
                 raise ClosedError("this queue of deferred unmaps is closed")
-            if mapping not in self._pending:
+            if mapping not in self._pending and not inner.ended:
                 if not self._pending:
                     self._oldest = time.monotonic()
                     self._wake()

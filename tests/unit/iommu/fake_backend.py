@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
 
 from vfio_user.addresses import Iova, IovaRange
-from vfio_user.errors import VfioError
+from vfio_user.errors import VfioError, VfioIoctlError
 from vfio_user.iommu.bulk import Mapped, Results, Runs, one_by_one
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.modes import IommuMode
@@ -35,6 +36,10 @@ class FakeBackend:
         self.before: dict[str, Callable[..., object]] = {}
         self.short = 0
         """Bytes that an unmap leaves out."""
+        self.refused: set[int] = set()
+        """IOVAs of mappings that an unmap fails for, and for all that it was to take with them."""
+        self.stuck: set[int] = set()
+        """IOVAs of mappings that an unmap leaves where they are, without a word."""
         self.calls: list[str] = []
         self.closed = False
         self.lock = threading.Lock()
@@ -76,12 +81,18 @@ class FakeBackend:
             end = iova + size
             gone = [first for first in self.mapped if iova <= first < end]
             assert all(first + self.mapped[first][1] <= end for first in gone), "mappings are unmapped whole"
-            return sum(self.mapped.pop(first)[1] for first in gone)
+            if self.refused.intersection(gone):
+                raise VfioIoctlError(errno.EINVAL, "VFIO_IOMMU_UNMAP_DMA")
+            return sum(self.mapped.pop(first)[1] for first in gone if first not in self.stuck)
 
     def unmap_all(self) -> int:
         self._called("unmap_all")
         with self.lock:
+            if self.refused:
+                raise VfioIoctlError(errno.EINVAL, "VFIO_IOMMU_UNMAP_DMA")
             total = sum(size for _, size, _, _ in self.mapped.values()) - self.short
+            if self.stuck:
+                return sum(self.mapped.pop(first)[1] for first in list(self.mapped) if first not in self.stuck)
             if not self.short:
                 self.mapped.clear()
         return total
