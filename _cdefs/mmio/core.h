@@ -112,7 +112,7 @@ PyObject *mmio_read_block32(PyObject *self, PyObject *const *args, Py_ssize_t na
 PyObject *mmio_readinto(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *mmio_write_block(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *mmio_poll(PyObject *self, PyObject *args, PyObject *keywords);
-/* program.c: methods of Mmio */
+/* run.c: methods of Mmio */
 PyObject *mmio_run(PyObject *self, PyObject *program);
 PyObject *mmio_run_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 

@@ -15,7 +15,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # fences are no operations that ThreadSanitizer knows; it is told nothing wrong by leaving them out
 SANITIZER = ["-O1", "-g", "-fsanitize=thread", "-Wno-error=tsan"]
 LOCK = ["lock.c", "reader.c"]
-WINDOW = [*LOCK, "window.c", "fault.c"]
+WINDOW = [*LOCK, "window.c", "zap.c", "fault.c"]
 
 Build = Callable[..., Path]
 
