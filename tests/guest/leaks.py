@@ -36,7 +36,7 @@ def census() -> Census:
     maps = Path("/proc/self/maps").read_text().splitlines()
     status = Path("/proc/self/status").read_text().splitlines()
     pinned = sum(int(line.split()[1]) for line in status if line.startswith(("VmPin:", "VmLck:")))
-    return Census(tuple(sorted(names)), sum("vfio" in line for line in maps), pinned)
+    return Census(tuple(sorted(names)), sum("vfio" in line and "vfio_user" not in line for line in maps), pinned)
 
 
 @contextmanager
@@ -44,4 +44,5 @@ def nothing_left() -> Iterator[None]:
     """Make sure that the block leaves nothing behind."""
     before = census()
     yield
-    assert census() == before
+    after = census()
+    assert after == before, f"before {before}, after {after}"
