@@ -10,7 +10,7 @@ import pytest
 import vfio_user
 from tests.guest.leaks import nothing_left
 from tests.guest.reset_helpers import Find, acting
-from vfio_user import Iova, PciDevice, PeerMapping
+from vfio_user import AddressSpace, Iova, PciDevice, PeerMapping
 from vfio_user.drivers.edu import Edu
 from vfio_user.errors import (
     AlignmentError,
@@ -40,6 +40,10 @@ def memory(vfio_device: Find, edu: Edu) -> Iterator[PciDevice]:
 
 def peers(pci: PciDevice) -> int:
     return len(pci.vdev.memory.peers)
+
+
+def count(space: AddressSpace) -> int:
+    return len(space.mappings)
 
 
 def ended(mapping: PeerMapping) -> bool:
@@ -146,12 +150,12 @@ def test_what_does_not_come_back_is_reported_and_can_be_tried_again(
 
 def test_mappings_end_with_their_device_and_their_space(vfio_device: Find, iommu_mode: str) -> None:
     with nothing_left():
-        space = vfio_user.AddressSpace(iommu_mode)
+        space = AddressSpace(iommu_mode)
         edu = vfio_user.open(vfio_device("edu").address, address_space=space)
         with vfio_user.open(vfio_device("ivshmem").address, address_space=space) as memory:
             mapping = memory.bar(2).map_for(space)
-            assert len(space.mappings) == 1
-        assert (mapping.ended, len(space.mappings)) == (True, 0)
+            assert count(space) == 1
+        assert (mapping.ended, count(space)) == (True, 0)
         mapping.unmap()
         with pytest.raises(ClosedError):
             mapping.restore()
@@ -164,7 +168,7 @@ def test_mappings_end_with_their_device_and_their_space(vfio_device: Find, iommu
             assert space.unmap_all() == 0, "what is away is not mapped"
             assert ended(mapping)
             memory.config.set_command(enable=int(Command.MEMORY))
-            assert len(space.mappings) == 0
+            assert count(space) == 0
         edu.close()
         space.close()
 
