@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An error of this package is printed without a traceback, and gives exit code 2 (128 + 2 for an interrupt).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [*(sys.argv[1:] if argv is None else argv)]
     parser = argparse.ArgumentParser(prog="vfio-user", description="Userspace drivers through /dev/vfio.")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     wanted = COMMANDS.get(words[0]) if words else None
