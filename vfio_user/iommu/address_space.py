@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user.addresses import IovaRange
-from vfio_user.errors import ArgumentError, ClosedError, ForkedError
+from vfio_user.errors import ArgumentError, ClosedError, ForkedError, UnsupportedError
 from vfio_user.iommu import explain
 from vfio_user.iommu.backend import IommuBackend, open_backend
 from vfio_user.iommu.buffer import DmaBuffer
@@ -102,9 +102,15 @@ class AddressSpace(MapVerbs):
         """Let a device use this address space, and open it. `vfio_user.open` is the usual way.
 
         The caller closes the returned descriptor, which takes the device out, and then calls `detach`.
+
+        Raises:
+            UnsupportedError: the device has no IOMMU and this mode needs one, or the other way round.
+            VfioOSError: a system call failed; the message says what to do.
         """
         with self._attach_lock:
             self._require_open()
+            if node.noiommu is self.mode.translates:
+                raise UnsupportedError(explain.wrong_mode(node.name, self.mode.value, node.noiommu))
             device = self.backend.attach(node, vf_token=vf_token)
             try:
                 self._mapper.learn()

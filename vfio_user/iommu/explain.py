@@ -7,12 +7,12 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 
+from vfio_user import findings
 from vfio_user.errors import VfioOSError
 from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
 
 __all__ = [
-    "bind_advice",
     "cdev_open",
     "container_open",
     "device_attach",
@@ -30,12 +30,8 @@ __all__ = [
     "open_node",
     "set_container",
     "set_iommu",
+    "wrong_mode",
 ]
-
-_UNSAFE = (
-    "Most often: the IOMMU does not remap interrupts, so a device could forge any of them. Turn interrupt remapping on "
-    "in the firmware, or accept the risk: {}.allow_unsafe_interrupts=1"
-)
 
 
 def open_node(path: str, hint: Callable[[int], str]) -> OwnedFd:
@@ -50,25 +46,25 @@ def open_node(path: str, hint: Callable[[int], str]) -> OwnedFd:
 def container_open(code: int) -> str:
     """Explain a failed open of ``/dev/vfio/vfio``."""
     if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return "The kernel has no VFIO, or its modules are not loaded: modprobe vfio-pci vfio_iommu_type1"
+        return findings.no_vfio().advice
     if code in (errno.EACCES, errno.EPERM):
-        return "Run as root, or give your user the node: chmod 0666 /dev/vfio/vfio is safe, it grants no device"
+        return findings.node_not_ours("/dev/vfio/vfio", shared=True).advice
     return ""
 
 
 def iommufd_open(code: int) -> str:
     """Explain a failed open of ``/dev/iommu``."""
     if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return "The kernel has no iommufd (CONFIG_IOMMUFD), or its module is not loaded: modprobe iommufd"
+        return findings.no_iommufd().advice
     if code in (errno.EACCES, errno.EPERM):
-        return "Run as root, or give your user the node: chmod 0666 /dev/iommu is safe, it grants no device"
+        return findings.node_not_ours("/dev/iommu", shared=True).advice
     return ""
 
 
 def cdev_open(code: int, path: str) -> str:
     """Explain a failed open of a device's own node."""
     if code == errno.EACCES:
-        return f"Run as root, or hand the node over: chown $USER {path}"
+        return findings.node_not_ours(path).advice
     if code == errno.EPERM:
         return "A device without an IOMMU needs CAP_SYS_RAWIO"
     return ""
@@ -77,18 +73,18 @@ def cdev_open(code: int, path: str) -> str:
 def no_cdev(name: str, driver: str | None) -> str:
     """Explain a device that has no node of its own."""
     if driver is None or "vfio" not in driver:
-        return f"{name} is not bound to vfio-pci (driver: {driver or 'none'}). {bind_advice(name)}"
-    return f"the kernel gives {name} no node in /dev/vfio/devices (CONFIG_VFIO_DEVICE_CDEV, Linux 6.6); use its group"
+        return str(findings.not_bound(name, driver))
+    return str(findings.no_cdev(name))
 
 
 def device_bind(code: int, with_token: bool) -> str:
     """Explain a failed ``VFIO_DEVICE_BIND_IOMMUFD``."""
     if code == errno.EACCES:
-        return "A virtual function of a PF that vfio-pci holds needs that PF's token: vf_token=UUID"
+        return findings.token_needed().advice
     if code == errno.EBUSY:
         return "The device is open through its group, or another device of its group is owned by somebody else"
     if code == errno.EPERM:
-        return _UNSAFE.format("iommufd")
+        return findings.interrupts_not_remapped("iommufd").advice
     if code == errno.EINVAL and with_token:
         return "The device is open already, or this kernel takes no token here, or the device needs none"
     if code == errno.EINVAL:
@@ -119,37 +115,25 @@ def group_open(code: int, number: int, path: str) -> str:
     names = ", ".join(str(member.address) for member in members)
     if code == errno.ENOENT:
         if not any(member.driver and "vfio" in member.driver for member in members):
-            advice = bind_advice(str(members[0].address))
-            return f"No device of group {number} ({names}) is bound to vfio-pci. {advice}"
-        return "Load the modules (modprobe vfio-pci), and in a container pass the node in"
+            advice = findings.bind_advice(str(members[0].address))
+            return f"No device of group {number} ({names}) is bound to vfio-pci. Bind it: {advice}"
+        return findings.node_missing(path).advice
     if code in (errno.EACCES, errno.EPERM):
-        return f"Run as root, or hand the node over: chown $USER {path}"
+        return findings.node_not_ours(path).advice
     if code == errno.EBUSY:
-        return (
-            f"Group {number} ({names}) is open already, by another process, by this one, or through the devices' "
-            "own nodes; a group has one owner. Devices of one group share it: "
-            "vfio_user.open(..., address_space=first.address_space)"
-        )
+        text = str(findings.open_elsewhere(names, number))
+        return text[0].upper() + text[1:]
     return ""
 
 
 def no_group(address: str) -> str:
     """Explain why a device has no IOMMU group."""
-    if not sysfs.groups():
-        return (
-            f"{address} has no IOMMU group: no IOMMU is active on this machine. Turn it on in the firmware (VT-d, "
-            "AMD-Vi) and on the kernel command line (intel_iommu=on). Without protection, for a trusted driver only: "
-            "vfio.enable_unsafe_noiommu_mode=1 and allow_noiommu=True"
-        )
-    return f"{address} has no IOMMU group: no IOMMU translates for its bus, though others of this machine have one"
+    return str(findings.no_group(address) if sysfs.groups() else findings.no_iommu(address))
 
 
 def noiommu_not_allowed(address: str) -> str:
     """Explain that a noiommu group is used by name only."""
-    return (
-        f"{address} is in a noiommu group: its DMA reaches all of memory, nothing protects the machine. "
-        "If that is what you want, pass allow_noiommu=True"
-    )
+    return str(findings.noiommu(address))
 
 
 def no_choice() -> str:
@@ -157,34 +141,34 @@ def no_choice() -> str:
     return "there is no IOMMU that would translate: a noiommu device reaches memory at its physical address, no other"
 
 
+def wrong_mode(name: str, mode: str, noiommu: bool) -> str:
+    """Explain that a device with an IOMMU and a mode without one, or the other way round, don't go together."""
+    if noiommu:
+        return f"{name} has no IOMMU, and mode {mode} needs one; the modes without are noiommu and noiommu-iommufd"
+    return f"{name} has an IOMMU, and mode {mode} would go round it; use another mode"
+
+
 def not_viable(number: int, culprits: Sequence[tuple[str, str]]) -> str:
     """Explain which devices keep a group from being viable."""
-    who = ", ".join(f"{address} (driver {driver})" for address, driver in culprits) or "a device"
-    advice = (
-        bind_advice(culprits[0][0]) if culprits else f"Look for it: ls -l /sys/kernel/iommu_groups/{number}/devices"
-    )
-    return (
-        f"group {number} is not viable: {who} is in it and not bound to vfio-pci. The IOMMU can't keep the devices of "
-        f"a group apart, so all must be bound to vfio-pci or to no driver. {advice}"
-    )
+    return str(findings.not_viable(number, culprits))
 
 
 def no_such_device(name: str, number: int) -> str:
     """Explain a device that its group does not give."""
     driver = next((m.driver for m in sysfs.group(number).members if str(m.address) == name), None)
     if driver is None or "vfio" not in driver:
-        return f"{name} is not bound to vfio-pci (driver: {driver or 'none'}). {bind_advice(name)}"
+        return str(findings.not_bound(name, driver))
     return f"group {number} has no device {name}"
 
 
 def device_open(code: int) -> str:
     """Explain a failed ``VFIO_GROUP_GET_DEVICE_FD``."""
     if code == errno.EACCES:
-        return "A virtual function of a PF that vfio-pci holds needs that PF's token: vf_token=UUID"
+        return findings.token_needed().advice
     if code == errno.EBUSY:
         return "The device is open already, through its group or its own node"
     if code == errno.EPERM:  # of iommufd's stand-in for a container, which binds the device only now
-        return _UNSAFE.format("iommufd")
+        return findings.interrupts_not_remapped("iommufd").advice
     return ""
 
 
@@ -200,7 +184,7 @@ def set_container(code: int) -> str:
 def set_iommu(code: int) -> str:
     """Explain a failed ``VFIO_SET_IOMMU``."""
     if code == errno.EPERM:
-        return _UNSAFE.format("vfio_iommu_type1")
+        return findings.interrupts_not_remapped("vfio_iommu_type1").advice
     if code == errno.ENODEV:
         return "The module of this IOMMU type is not loaded: modprobe vfio_iommu_type1"
     return ""
@@ -211,24 +195,9 @@ def map_failed(code: int, size: int, dma_avail: int | None) -> str:
     if code == errno.ENOMEM:
         soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
-        return (
-            f"Mapped memory is pinned and counts against RLIMIT_MEMLOCK ({limit}; {size >> 10} KiB were asked for). "
-            "Raise it: ulimit -l, LimitMEMLOCK= of the unit, or CAP_IPC_LOCK"
-        )
+        return findings.memlock(limit, size).advice
     if code == errno.ENOSPC:
-        return (
-            f"The container has no mappings left (dma_avail: {dma_avail}); vfio_iommu_type1.dma_entry_limit is the "
-            "limit. Map fewer, larger pieces: address_space.pool() carves small buffers out of large mappings"
-        )
+        return findings.mappings_exhausted(dma_avail).advice
     if code == errno.EFAULT:
         return "The memory can't be pinned: not mapped, read-only, or device memory that is switched off now"
     return ""
-
-
-def bind_advice(address: str) -> str:
-    """Give the commands that bind a device to vfio-pci."""
-    path = f"/sys/bus/pci/devices/{address}"
-    return (
-        f"Bind it: echo vfio-pci > {path}/driver_override; [ -e {path}/driver ] && echo {address} > "
-        f"{path}/driver/unbind; echo {address} > /sys/bus/pci/drivers_probe"
-    )
