@@ -35,7 +35,7 @@ Catch `VfioError` for all of them; every message says what was wrong and, where 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sequence
 
 __all__ = [
     "AlignmentError",
@@ -92,7 +92,13 @@ class ForkedError(ClosedError):
 
 
 class ZappedError(VfioError):
-    """Report an access to device memory that was taken away: reset under way, low power, or closed."""
+    """Report an access to device memory that was taken away: reset under way, low power, or closed.
+
+    Attributes:
+        reason: why, one of `vfio_user.memory.ZapReason`.
+    """
+
+    reason: int = 0
 
 
 class MemoryDisabledError(ZappedError):
@@ -148,7 +154,15 @@ class MemoryLockBusyError(BusyError):
 
 
 class DeadlineError(VfioError, TimeoutError):
-    """Report that a wait reached its deadline."""
+    """Report that a wait reached its deadline.
+
+    Attributes:
+        step: for a register program, the index of the poll that did not come true; otherwise `None`.
+        results: for a register program, what was read before it.
+    """
+
+    step: int | None = None
+    results: Sequence[int] = ()
 
 
 class UnsupportedError(VfioError):
