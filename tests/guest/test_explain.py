@@ -105,7 +105,7 @@ def test_unbound_device_is_explained() -> None:
     folder = Path(f"/sys/bus/pci/devices/{device.address}")
     (folder / "driver" / "unbind").write_text(device.address)
     try:
-        assert refused(lambda: vfio_user.open(device.address), "bound to vfio-pci", "driver_override", device.address)
+        assert refused(lambda: vfio_user.open(device.address), "bound to vfio-pci", f"vfio-user bind {device.address}")
     finally:
         Path("/sys/bus/pci/drivers_probe").write_text(device.address)
 

@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "vfio_user"
 LAYERS = (
     ("cli",),
     ("testing",),
+    ("doctor",),
     ("session", "binding"),
     ("drivers",),
     ("pci", "platform", "ccw", "ap", "fsl_mc", "cdx", "mdev"),
     ("device",),
     ("memory", "iommu"),
+    ("findings",),
     ("kernel",),
     ("_uapi", "_mmio", "errors", "addresses"),
 )
