@@ -35,7 +35,7 @@ Catch `VfioError` for all of them; every message says what was wrong and, where 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence, Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AlignmentError",
