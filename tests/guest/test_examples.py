@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RUNS = {
     "list_devices.py": ((), "1234:11e8"),
     "edu_factorial.py": (("edu",), "3628800"),
+    "hot_reset.py": (("edu",), "0x010000ed before, 0x010000ed after"),
     "asyncio_interrupts.py": (("edu",), "3 in all"),
     "nvme_identify.py": (("nvme",), "VU-nvme0"),
     "nvme_read_write.py": (("nvme",), "equal"),

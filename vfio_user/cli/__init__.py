@@ -19,6 +19,7 @@ COMMANDS = {
     "bind": "bind",
     "unbind": "bind",
     "restore": "bind",
+    "reset": "reset",
     "guest": "guest",
     "demo": "demo",
 }
