@@ -35,6 +35,7 @@ from vfio_user.session import Devices, open, open_all
 
 if TYPE_CHECKING:
     from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
+    from vfio_user.doctor import Diagnosis, explain
 
 __all__ = [
     "PCI_OPS",
@@ -44,6 +45,7 @@ __all__ = [
     "DeviceOps",
     "DeviceSet",
     "Devices",
+    "Diagnosis",
     "DmaBuffer",
     "DmaMapping",
     "DmaPool",
@@ -72,6 +74,7 @@ __all__ = [
     "bind",
     "bound",
     "container_of",
+    "explain",
     "hot_reset",
     "open",
     "open_all",
@@ -85,9 +88,11 @@ __all__ = [
 #: Names that are imported when they are first used: most programs only open a device, and start faster without them.
 _LATER = {
     "Binding": "vfio_user.binding",
+    "Diagnosis": "vfio_user.doctor",
     "Restored": "vfio_user.binding",
     "bind": "vfio_user.binding",
     "bound": "vfio_user.binding",
+    "explain": "vfio_user.doctor",
     "restore": "vfio_user.binding",
     "unbind": "vfio_user.binding",
 }

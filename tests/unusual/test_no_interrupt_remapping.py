@@ -10,6 +10,7 @@ import vfio_user
 from vfio_user import testing
 from vfio_user.drivers.edu import Edu
 from vfio_user.errors import VfioIoctlError
+from vfio_user.findings import Severity
 
 UNSAFE = Path("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
 
@@ -28,3 +29,10 @@ def test_it_works_when_the_risk_is_accepted() -> None:
         edu.copy_to_device(buffer[:4])
         edu.copy_from_device(buffer[16:20])
         assert bytes(buffer[16:20]) == b"virt"
+
+
+@pytest.mark.parametrize(("accepted", "severity"), [("N", Severity.ERROR), ("Y", Severity.WARNING)])
+def test_the_doctor_says_it_too(accepted: str, severity: Severity) -> None:
+    UNSAFE.write_text(accepted)
+    (finding,) = (each for each in vfio_user.explain() if each.key == "interrupts-not-remapped")
+    assert (finding.severity, finding.command) == (severity, "vfio_iommu_type1.allow_unsafe_interrupts=1")

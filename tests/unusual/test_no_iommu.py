@@ -27,3 +27,10 @@ def test_no_vfio_is_explained() -> None:
     finally:
         if Path("/dev/vfio/hidden").exists():
             Path("/dev/vfio/hidden").rename(node)
+
+
+def test_the_doctor_says_it_too() -> None:
+    diagnosis = vfio_user.explain()
+    (finding,) = (each for each in diagnosis if each.key == "no-iommu")
+    assert "a virtual machine whose hypervisor emulates none" in finding.remedy
+    assert not diagnosis.ready

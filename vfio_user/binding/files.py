@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DEV", "JOURNAL", "PROC", "RUN", "entries", "text"]
+__all__ = ["DEV", "JOURNAL", "MODULES", "PROC", "RUN", "entries", "text"]
 
 DEV = Path("/dev")
 PROC = Path("/proc")
 RUN = Path("/run")
+MODULES = Path("/lib/modules")
 #: Where the journal is unless told otherwise. The folder is gone after a reboot, as are the changes that it records.
 JOURNAL = Path("/run/vfio-user/journal")
 

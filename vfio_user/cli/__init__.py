@@ -16,6 +16,7 @@ __all__ = ["main"]
 #: ``run`` to a function from arguments to exit code. Only the one that is asked for is imported.
 COMMANDS = {
     "list": "list",
+    "doctor": "doctor",
     "bind": "bind",
     "unbind": "bind",
     "restore": "bind",
