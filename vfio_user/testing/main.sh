@@ -49,19 +49,22 @@ done <"$control/devices"
 echo ']' >>$base/devices.json
 
 # The runner asks for this before it stops a guest that is late: who is there, and what does each wait for?
+# Little is started here: a guest that is late is often slow, too.
 report() {
-    dmesg -n 8
-    for process in /proc/[0-9]*; do
-        [ -n "$($busybox cat "$process/cmdline" 2>/dev/null | $busybox tr -d '\0')" ] || continue
-        echo "process ${process##*/}: $($busybox tr '\0' ' ' <"$process/cmdline" | $busybox cut -c1-100)"
-        for thread in "$process"/task/*; do
-            echo "    thread ${thread##*/} $($busybox grep State: "$thread/status") in $($busybox cat "$thread/wchan")"
-        done
-    done
+    for thread in /proc/[0-9]*/task/*; do
+        read -r words <"$thread/cmdline" || [ -n "$words" ] || continue # the kernel's own have no command line
+        read -r place <"$thread/wchan" || [ -n "$place" ] || continue
+        read -r state <"$thread/stat"
+        state=${state##*) }
+        echo "thread ${thread##*/} of $words: state ${state%% *} in $place"
+    done 2>/dev/null
     echo w >/proc/sysrq-trigger
 }
 while $busybox sleep 1; do
-    [ -e "$control/late" ] && report >/dev/console 2>&1 && break
+    [ -e "$control/late" ] || continue
+    dmesg -n 8
+    report >/dev/console
+    rm "$control/late"
 done &
 
 echo >"$control/started"

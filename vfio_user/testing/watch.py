@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ __all__ = ["Result", "Watched"]
 
 _BOOT = 150.0  # seconds; the slowest boot seen took 23
 _POLL = 0.05  # seconds between looks at the guest
-_REPORT = 4.0  # seconds that a guest that is late has to say why
+_REPORT = 20.0  # seconds that a guest that is late has to say why
 _POWER_OFF = 10.0  # seconds from the result to the end of QEMU
 
 
@@ -136,9 +135,11 @@ class Watched:
         """Let the guest write on its console what its processes wait for, if it still can."""
         if self._boot_seconds is None:
             return
-        (self._control / "late").touch()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_REPORT)
+        late = self._control / "late"
+        late.touch()
+        deadline = time.monotonic() + _REPORT
+        while late.exists() and self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL)
 
     def _await_power_off(self) -> None:
         try:
