@@ -68,7 +68,7 @@ def test_register_program_runs_in_one_call(vfio_device: Find) -> None:
         assert results[-1] == 0x010000ED
         assert len(results) == program.num_results == 4
         with pytest.raises(ArgumentError, match=r"1"):
-            Program([("read32", 0), ("jump", 4)])  # type: ignore[list-item]
+            Program([("read32", 0), ("jump", 4)])
         with pytest.raises(BoundsError):
             pci.bar(0).run(Program([("read32", pci.bar(0).size)]))
 

@@ -17,7 +17,7 @@ from tests.unit.forking import in_child
 from tests.unit.iommu.fake_backend import PAGE, FakeBackend
 from vfio_user.addresses import PciAddress
 from vfio_user.errors import ArgumentError, ClosedError, ForkedError, VfioError
-from vfio_user.iommu import AddressSpace, UnmapBatch, address_space
+from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, UnmapBatch, address_space
 from vfio_user.iommu.suspend import resume, suspend
 from vfio_user.kernel.sysfs import PciFunction
 
@@ -74,7 +74,14 @@ def test_ended_and_repeated_ones_are_left_out(space: AddressSpace, backend: Fake
     buffers = [space.alloc(PAGE) for _ in range(4)]
     buffers[0].close()
     backend.calls.clear()
-    wanted = [buffers[0], buffers[1], buffers[1].mapping, buffers[0].mapping, buffers[2], buffers[2]]
+    wanted: list[DmaMapping | DmaBuffer] = [
+        buffers[0],
+        buffers[1],
+        buffers[1].mapping,
+        buffers[0].mapping,
+        buffers[2],
+        buffers[2],
+    ]
     assert space.unmap_many(wanted) == 2 * PAGE
     assert backend.calls == ["unmap"]
     assert space.unmap_many([]) == 0

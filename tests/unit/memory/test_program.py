@@ -159,7 +159,7 @@ def test_a_poll_that_expires(bar: Bar) -> None:
     with pytest.raises(DeadlineError, match="poll of step 1 expired; the last value is 0x0") as caught:
         bar.mmio.run(program)
     assert 0.02 <= time.monotonic() - start < 1
-    assert (caught.value.step, caught.value.results) == (1, [0])  # type: ignore[attr-defined]
+    assert (caught.value.step, caught.value.results) == (1, [0])
     assert bar.mmio.read32(8) == 0, "the steps after it were not done"
 
 

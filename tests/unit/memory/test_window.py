@@ -236,7 +236,7 @@ def test_accessors_raise_by_the_reason(bar: Bar, reason: int, error: type[Zapped
         with pytest.raises(ZappedError, match=r"0000:01:00\.0") as caught:
             access()
         assert type(caught.value) is error
-        assert caught.value.reason == reason  # type: ignore[attr-defined]
+        assert caught.value.reason == reason
     assert not bar.window.flagged, "a guarded access touches nothing"
     bar.window.revive(bar.fd)
     assert bar.mmio.read8(0) == 0

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import cast
 from unittest import mock
 
-from vfio_user.addresses import Iova, IovaRange
+from vfio_user.addresses import Iova, IovaRange, PciAddress
 from vfio_user.device.vector import IrqVector
 from vfio_user.drivers.nvme import regs
 from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
@@ -396,7 +396,7 @@ def model_device() -> Iterator[tuple[Model, PciDevice]]:
     iommu = Iommu()
     with mock.patch("vfio_user.iommu.address_space.open_backend", return_value=iommu):
         space = AddressSpace(IommuMode.TYPE1V2)
-    with space, space.attach(cast("PciFunction", None)):
+    with space, space.attach(PciFunction(PciAddress(0, 1, 0, 0))):
         model = Model(iommu)
         pci = FakePci(model, space)
         yield model, cast("PciDevice", pci)
