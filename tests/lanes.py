@@ -24,8 +24,9 @@ from vfio_user.testing import Guest, GuestError, run
 
 TOP = Path(__file__).resolve().parent.parent
 OUT = TOP / ".out" / "lanes"
-#: Two edu in one slot, one alone, two NVMe, memory, I/O ports: what `tests/guest` needs.
-DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e1000e")
+#: What `tests/guest` needs: edu alone, two in one slot, one on the root bus; two NVMe; memory; I/O ports; a slot of two
+#: functions in two groups.
+DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e1000e", "igb+igb", "edu,port=no")
 
 
 @dataclass(frozen=True, slots=True)

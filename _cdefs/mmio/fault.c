@@ -88,6 +88,7 @@ static void empty_of_ones(struct window *window, uint32_t state)
     if (state == WINDOW_LIVE) {
         if (!atomic_compare_exchange_strong(&window->state, &live, WINDOW_ZAPPED))
             return;
+        atomic_store(&window->reason, 0);
         atomic_fetch_or(&window->lock.gate, GATE_ZAPPED | GATE_FLAGGED);
     }
     if (window_blank(atomic_load(&window->base), atomic_load(&window->size)) == 0) {

@@ -61,7 +61,8 @@ static bool raise_with(PyObject *class, PyObject *message, const char *attribute
 
 static bool raise_zapped(struct window_object *owner, uint32_t gate)
 {
-    int32_t reason = atomic_load(&owner->window->reason);
+    /* the reason of the last zap, which is none of an access that met a bus error in live memory */
+    int32_t reason = (gate & GATE_ZAPPED) != 0 ? atomic_load(&owner->window->reason) : REASON_NONE;
     PyObject *class = core_errors.zapped;
     const char *why = "it is being reset, is in low power, or is closing";
 

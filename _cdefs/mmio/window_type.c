@@ -118,6 +118,9 @@ static PyObject *get_flag(PyObject *self, void *closure)
 static PyObject *get_reason(PyObject *self, void *closure)
 {
     (void)closure;
+    /* kept over a revive: an accessor that was refused before it still tells the reason */
+    if (atomic_load(&native(self)->state) == WINDOW_LIVE)
+        return PyLong_FromLong(REASON_NONE);
     return PyLong_FromLong(atomic_load(&native(self)->reason));
 }
 

@@ -120,7 +120,6 @@ static void zap_unmark(struct window *window, uint32_t state)
     if (state != WINDOW_LIVE)
         return;
     atomic_store(&window->state, state);
-    atomic_store(&window->reason, 0);
     lock_gate_clear(&window->lock, GATE_ZAPPED);
 }
 
@@ -243,7 +242,6 @@ int window_revive(struct window *window, int fd, int64_t deadline)
     if (error == 0) {
         atomic_fetch_add(&window->generation, 1);
         atomic_store(&window->flag, FLAG_NONE);
-        atomic_store(&window->reason, 0);
     }
     atomic_store(&window->ones, 0);
     atomic_store(&window->state, error == 0 ? WINDOW_LIVE : WINDOW_ZAPPED);

@@ -54,10 +54,9 @@ class Recorder:
         self._called("done")
 
     def _called(self, what: str) -> None:
-        # No lock of ours is held here: another thread gets the memory lock at once.
         window = self.pci.vdev.window
         assert window is not None
-        assert window.holders() == []
+        assert not window.write_locked(), "no memory lock is held where a driver is called"
         self.calls.append(f"{what} {self.pci.name}")
         if what in self.raises:
             raise self.raises[what]

@@ -58,8 +58,9 @@ def test_a_section_covers_several_accesses_and_nests(pci: PciDevice) -> None:
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_decoding_off_and_on(pci: PciDevice, width: int) -> None:
     bar = pci.bar(0)
-    view = bar.array("<u4")
-    address = view.ctypes.data
+    view = bar.view().cast("I")
+    assert bar.mmio is not None
+    address = bar.mmio.address
     config = pci.config
     write = {1: config.write8, 2: config.write16, 4: config.write32}[width]
     command = int(config.command)
@@ -78,7 +79,7 @@ def test_decoding_off_and_on(pci: PciDevice, width: int) -> None:
             pci.revive()
         write(4, command & (1 << 8 * width) - 1)
         assert health(pci) is DeviceHealth.OK
-        assert (view[0], bar.read32(0), view.ctypes.data) == (ID, ID, address)
+        assert (view[0], bar.read32(0), bar.mmio.address) == (ID, ID, address)
     del view
 
 
@@ -101,7 +102,7 @@ def test_a_reader_holds_up_who_switches_decoding_off(pci: PciDevice) -> None:
 def test_decoding_off_under_readers(pci: PciDevice) -> None:
     """Whatever a reader gets is right, or all-ones, or a named error."""
     bar = pci.bar(0)
-    views = [bar.array("<u4")]
+    views = [bar.view().cast("I")]
     stop = threading.Event()
     seen: dict[str, set[object]] = {"guarded": set(), "raw": set(), "block": set()}
     wrong: list[BaseException] = []
@@ -143,7 +144,7 @@ def test_decoding_off_under_readers(pci: PciDevice) -> None:
 def test_low_power_state(nvme: PciDevice) -> None:
     bar, config = nvme.bar(0), nvme.config
     version = bar.read32(8)
-    view = bar.array("<u4")
+    view = bar.view().cast("I")
     power = config.find(CapabilityId.POWER_MANAGEMENT)
     assert power is not None
     for _ in range(2):
@@ -205,7 +206,7 @@ def test_function_level_reset_by_configuration_takes_the_same_road(nvme: PciDevi
 def test_what_the_kernel_refuses_is_contained(pci: PciDevice, vfio_device: Find) -> None:
     """Somebody else switches decoding off: the kernel answers with SIGBUS, and nobody dies of it."""
     bar = pci.bar(0)
-    view = bar.array("<u4")
+    view = bar.view().cast("I")
     before = int(pci.config.command)
     start, plain = pci.guard.start, vfio_user.device.CORE_OPS.write
     plain(pci.vdev, start + 4, (before & ~Command.MEMORY).to_bytes(2, "little"))
@@ -261,9 +262,10 @@ def test_closing_with_live_views(vfio_device: Find) -> None:
     mapped = census().device_mappings
     pci = vfio_user.open(address)
     bar = pci.bar(0)
-    view = bar.array("<u4")
+    view = bar.view().cast("I")
     raw = bar.view(0, 4096)
-    place = view.ctypes.data
+    assert bar.mmio is not None
+    place = bar.mmio.address
     pci.close()
     assert (view[0], view[-1], bytes(raw[:4])) == (ONES, ONES, b"\xff" * 4)
     view[1] = 5
