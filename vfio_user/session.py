@@ -20,9 +20,16 @@ __all__ = ["Devices", "open", "open_all"]
 
 
 class Devices(tuple[PciDevice, ...]):
-    """Devices that were opened together; leaving the ``with`` block closes all of them, then their address space."""
+    """Devices that were opened together, with one address space.
+
+    Lifetime:
+        `close()`, or the ``with`` block, closes all of them, then their address space. Closing twice does nothing.
+    Locking:
+        See `PciDevice`.
+    """
 
     address_space: AddressSpace
+    """What they reach of memory."""
 
     def close(self) -> None:
         """Close every device, then the address space; all are tried.
@@ -97,7 +104,16 @@ def open_all(
     mode: IommuMode | str = "auto",
     allow_noiommu: bool = False,
 ) -> Devices:
-    """Open several devices with one address space; all or none. See `open`."""
+    """Open several devices with one address space; all or none.
+
+    Args:
+        addresses: ``["0000:01:00.0", "0000:01:00.1"]``.
+        mode: see `open`; one for all of them.
+        allow_noiommu: see `open`.
+
+    Raises:
+        ArgumentError: no addresses were given; otherwise as `open`.
+    """
     functions = [sysfs.pci_function(address) for address in addresses]
     if not functions:
         raise ArgumentError("no addresses were given")

@@ -25,7 +25,13 @@ _NONE = -1
 
 
 class IrqVectors(tuple[IrqVector, ...]):
-    """The vectors of one `IrqIndex.enable`; leaving its ``with`` block disables the index."""
+    """The vectors of one `IrqIndex.enable`.
+
+    Lifetime:
+        Leaving its ``with`` block disables the index, and with it closes the vectors.
+    Locking:
+        Fixed when it is made; see `IrqIndex`.
+    """
 
     _index: IrqIndex
 

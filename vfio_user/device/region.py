@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -127,9 +128,12 @@ class Region:
 
         Raises:
             DeadlineError: it did not within ``timeout``; the message has the last value.
+            ArgumentError: a width, timeout or value that can never be right.
+            BoundsError, AlignmentError: the register is outside of the region, or not at a multiple of ``width``.
+            ZappedError: the memory is taken away.
         """
-        if timeout < 0:
-            raise ArgumentError(f"timeout {timeout} is negative")
+        if not 0 <= timeout < math.inf:
+            raise ArgumentError(f"timeout {timeout} is not a number of seconds from 0 on")
         if equals & ~mask:
             raise ArgumentError(f"{equals:#x} has bits that the mask {mask:#x} hides; it would never be seen")
         if self.mmio is None:

@@ -69,7 +69,12 @@ class Edu(Driver):
     """Its interrupt."""
 
     def probe(self) -> None:
-        """Check the identification, then turn on bus mastering and the interrupt."""
+        """Check the identification, then turn on bus mastering and the interrupt.
+
+        Raises:
+            UnsupportedError: it is no edu device.
+            DeviceGoneError: it reads all-ones.
+        """
         self.bar = self.pci.bar(0)
         identity = self.identification
         if identity & 0xFF != 0xED:
@@ -128,6 +133,7 @@ class Edu(Driver):
 
         Raises:
             DeadlineError: no interrupt came.
+            BoundsError: the number does not fit 32 bits.
         """
         if not 0 <= number <= _ALL_ONES:
             raise BoundsError(f"{number} does not fit 32 bits")

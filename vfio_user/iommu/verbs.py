@@ -56,7 +56,8 @@ class MapVerbs:
         Raises:
             AlignmentError: address, size or IOVA is not a multiple of the IOMMU's page size.
             IovaError: the IOVA is taken, outside of `iova_ranges`, or none is free.
-            VfioIoctlError: the kernel refused; the message names the limit.
+            VfioIoctlError: the kernel refused (``VFIO_IOMMU_MAP_DMA``, ``IOMMU_IOAS_MAP``): ENOMEM beyond the limit of
+                locked memory, ENOSPC beyond that of mappings, EFAULT for memory that is not there.
         """
         view = view_of(buffer, write=write)
         return self.map_address(
@@ -187,8 +188,11 @@ class MapVerbs:
         _require_rights(read, write)
         backend = self._mapper.backend
         if not backend.maps_files:
-            memory = _map_here(fd, offset, size, write)
-            return self.map(memory, iova=iova, read=read, write=write, iova_limit=iova_limit)
+            view = view_of(_map_here(fd, offset, size, write), write=write)
+            held, place = (view, keepalive), address_of(view)
+            return self.map_address(
+                place, size, iova=iova, read=read, write=write, iova_limit=iova_limit, keepalive=held
+            )
 
         def at(place: Iova | None) -> Iova:
             return backend.map_file(place, fd, offset, size, read=read, write=write)
@@ -216,6 +220,7 @@ class MapVerbs:
         Raises:
             IovaError: no IOVA is free; without an IOMMU, no contiguous memory.
             VfioOSError: no memory, or no huge pages; the message says how to get some.
+            ArgumentError: the size is not positive, or there is no such backing.
         """
         try:
             kind = Backing(backing)

@@ -98,7 +98,13 @@ class ResetListener(Protocol):
 
 
 class PciIrqs:
-    """The interrupt kinds of a PCI device, by their names."""
+    """The interrupt kinds of a PCI device, by their names.
+
+    Lifetime:
+        Lives as long as its device.
+    Locking:
+        Fixed when it is made; each `IrqIndex` has a lock of its own.
+    """
 
     def __init__(self, vdev: VfioDevice) -> None:
         kinds = vdev.irqs
