@@ -19,6 +19,18 @@ Vaddr = NewType("Vaddr", int)
 _BDF = re.compile(
     r"(?:(?P<domain>[0-9a-f]{1,8}):)?(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])"
 )
+# Other spellings of the same: a path in sysfs, udev's and virsh's names.
+_WRAPPED = re.compile(r"/sys/(?:\S*/)?(?P<path>[0-9a-f:]+\.[0-7])/?|pci[@:](?P<udev>[0-9a-f]{4,8}:\S+)")
+_VIRSH = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])")
+# What looks like an address and is none: pattern, and what to do about it.
+_MISTAKES = (
+    (r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}", "it lacks the function: write {text}.0 for the first"),
+    (r"[0-9a-f]{4}:[0-9a-f]{4}", "these are ids (vendor:device); vfio-user list --id {text} gives the addresses"),
+    (r"pci:\d+(?:@\d+)?:\d+:\d+", "X.org's BusID is decimal; lspci -D gives the address in hexadecimal"),
+    (r"(?:[0-9a-f]{4}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}[:.][89a-f]", "functions are 0 to 7"),
+    (r"(?:[0-9a-f]{4}[:.])?[0-9a-f]{2}[:.][0-9a-f]{2}[:.][0-7]", "the separators are :, : and ."),
+    (r"[a-z_][a-z0-9_-]*", "this is a name; vfio-user list gives addresses, and ls -l /sys/class/*/{text}/device too"),
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,16 +59,20 @@ class PciAddress:
     def parse(cls, text: str | PciAddress) -> PciAddress:
         """Read an address as people write it: ``0000:01:00.0`` or ``01:00.0``, in either case.
 
+        Also a path below ``/sys`` that ends in one, and the names of udev (``pci:0000:01:00.0``, ``pci@0000:01:00.0``)
+        and virsh (``pci_0000_01_00_0``).
+
         Raises:
-            ArgumentError: it is not such an address.
+            ArgumentError: it is not such an address; the message guesses what was meant.
         """
         if isinstance(text, PciAddress):
             return text
-        found = _BDF.fullmatch(text.strip().lower())
+        plain = _unwrapped(str(text).strip().lower())
+        found = _BDF.fullmatch(plain)
         if found is None:
-            raise ArgumentError(
-                f"{text!r} is not a PCI address; write domain:bus:device.function, such as 0000:01:00.0"
-            )
+            hint = next((hint for pattern, hint in _MISTAKES if re.fullmatch(pattern, plain)), None)
+            hint = hint or "write domain:bus:device.function, such as 0000:01:00.0"
+            raise ArgumentError(f"{text!r} is not a PCI address; {hint.format(text=plain)}")
         return cls(*(int(part or "0", 16) for part in found.groups()))
 
     @property
@@ -66,6 +82,14 @@ class PciAddress:
 
     def __str__(self) -> str:
         return f"{self.domain:04x}:{self.bus:02x}:{self.device:02x}.{self.function:x}"
+
+
+def _unwrapped(text: str) -> str:
+    virsh = _VIRSH.fullmatch(text)
+    if virsh is not None:
+        return "{}:{}:{}.{}".format(*virsh.groups())
+    found = _WRAPPED.fullmatch(text)
+    return (found["path"] or found["udev"]) if found is not None else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,8 @@ def open_all(
     Raises:
         ArgumentError: no addresses were given; otherwise as `open`.
     """
+    if isinstance(addresses, str):
+        raise ArgumentError(f"{addresses!r} is one address; open_all() takes a list of them, open() takes one")
     functions = [sysfs.pci_function(address) for address in addresses]
     if not functions:
         raise ArgumentError("no addresses were given")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,10 +34,36 @@ def test_text_of_an_address_is_read_back(address: PciAddress) -> None:
         ("1:2.3", "0000:01:02.3"),
         ("0001:fe:1f.7", "0001:fe:1f.7"),
         ("10000:e1:00.0", "10000:e1:00.0"),
+        ("/sys/bus/pci/devices/0000:01:00.0", "0000:01:00.0"),
+        ("/sys/devices/pci0000:00/0000:00:1c.0/0000:01:00.0/", "0000:01:00.0"),
+        ("pci:0000:01:00.0", "0000:01:00.0"),
+        ("pci@0000:01:00.0", "0000:01:00.0"),
+        ("pci_0000_01_00_0", "0000:01:00.0"),
     ],
 )
 def test_spellings_that_people_use(text: str, spelled: str) -> None:
     assert str(PciAddress.parse(text)) == spelled
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("01:00", "lacks the function: write 01:00.0 for the first"),
+        ("0000:01:00", "write 0000:01:00.0"),
+        ("8086:1533", "vfio-user list --id 8086:1533 gives the addresses"),
+        ("PCI:1:0:0", "BusID is decimal"),
+        ("01:00.8", "functions are 0 to 7"),
+        ("0000:01:00:0", "the separators are :, : and ."),
+        ("01.00.0", "the separators are"),
+        ("eth0", "this is a name; vfio-user list gives addresses, and ls -l /sys/class/*/eth0/device too"),
+        ("x:y", "write domain:bus:device.function, such as 0000:01:00.0"),
+        ("{0}", "write domain"),
+    ],
+)
+def test_hints_at_what_was_meant(text: str, hint: str) -> None:
+    with pytest.raises(ArgumentError, match="is not a PCI address") as caught:
+        PciAddress.parse(text)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +78,20 @@ def test_spellings_that_people_use(text: str, spelled: str) -> None:
         "100:00.0",
         "0:0:01:00.0",
         "01:00.0/..",
+        "/sys/bus/pci/devices/0000:01:00.0/..",
+        "/sys/../etc/0000:01:00.0x",
         "123456789:01:00.0",
     ],
 )
 def test_refusal_shows_the_text(text: str) -> None:
     with pytest.raises(ArgumentError, match=r"PCI"):
         PciAddress.parse(text)
+
+
+@pytest.mark.parametrize("thing", [None, 7, b"01:00.0", ["01:00.0"]])
+def test_other_types_are_no_addresses(thing: Any) -> None:
+    with pytest.raises(ArgumentError, match="is not a PCI address"):
+        PciAddress.parse(thing)
 
 
 @given(st.text(max_size=20))

@@ -72,6 +72,8 @@ def test_what_is_refused_before_anything_is_opened(kernel: FakeKernel, tree: Fak
             vfio_user.open(ADDRESS, mode="type1v2")
         with pytest.raises(ArgumentError, match="no addresses were given"):
             vfio_user.open_all([])
+        with pytest.raises(ArgumentError, match="takes a list"):
+            vfio_user.open_all(ADDRESS)
         assert kernel.asked == []
 
 

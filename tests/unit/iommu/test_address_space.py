@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
+import os
+import weakref
 
 import numpy
 import pytest
@@ -76,6 +79,28 @@ def test_memory_is_kept_while_it_is_mapped(space: AddressSpace, memory: mmap.mma
         memory.close()
     mapping.unmap()
     memory.close()
+
+
+def test_memory_file_is_mapped_by_way_of_this_process(space: AddressSpace, backend: FakeBackend) -> None:
+    """Where the IOMMU takes no files; what the caller wants kept is kept until the mapping ends."""
+
+    class Kept:
+        pass
+
+    kept = Kept()
+    gone = weakref.ref(kept)
+    file = os.memfd_create("file")
+    os.truncate(file, 2 * PAGE)
+    mapping = space.map_file(file, PAGE, offset=PAGE, write=False, keepalive=kept)
+    os.close(file)
+    assert backend.files == []
+    assert [(size, read, write) for _, size, read, write in backend.mapped.values()] == [(PAGE, True, False)]
+    del kept
+    gc.collect()
+    assert gone() is not None
+    mapping.unmap()
+    gc.collect()
+    assert gone() is None
 
 
 def test_numpy_array_over_pages(space: AddressSpace, memory: mmap.mmap) -> None:

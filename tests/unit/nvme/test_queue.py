@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -413,6 +414,9 @@ def test_negative_timeouts_are_refused(setting: Setting) -> None:
     command = ctrl.io_queues[0].submit(flush(1))
     with pytest.raises(ArgumentError, match="negative"):
         command.wait(-1)
+    for endless in (math.inf, math.nan):
+        with pytest.raises(ArgumentError, match="never ends"):
+            command.wait(endless)
     command.wait()
 
 

@@ -7,6 +7,7 @@ others sleep on a condition and are told what it found.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -33,10 +34,12 @@ def deadline_of(timeout: float) -> float:
     """Turn seconds from now into a time of the monotonic clock.
 
     Raises:
-        ArgumentError: the timeout is negative.
+        ArgumentError: the timeout is negative, or no number of seconds.
     """
     if timeout < 0:
         raise ArgumentError(f"timeout {timeout} is negative; give seconds from 0 on")
+    if not timeout < math.inf:
+        raise ArgumentError(f"timeout {timeout} never ends; give a number of seconds")
     return time.monotonic() + timeout
 
 
