@@ -12,9 +12,8 @@ from vfio_user.addresses import IovaRange
 from vfio_user.errors import ArgumentError, ClosedError, ForkedError, UnsupportedError
 from vfio_user.iommu import explain
 from vfio_user.iommu.backend import IommuBackend, open_backend
-from vfio_user.iommu.buffer import DmaBuffer
 from vfio_user.iommu.deferred import DeferredUnmap
-from vfio_user.iommu.mapper import Mapper, require_mappings
+from vfio_user.iommu.mapper import Mapper, Unmappable
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode, best_mode
 from vfio_user.iommu.verbs import MapVerbs
@@ -127,7 +126,7 @@ class AddressSpace(MapVerbs):
 
     # -- taking memory away
 
-    def unmap_many(self, mappings: Iterable[DmaMapping | DmaBuffer]) -> int:
+    def unmap_many(self, mappings: Iterable[Unmappable]) -> int:
         """Take mappings from the devices with as few requests as can be; give the number of bytes.
 
         Mappings that abut are unmapped by one request, and all that there are by one. Those that have ended are left
@@ -138,9 +137,7 @@ class AddressSpace(MapVerbs):
             ExceptionGroup: the kernel did not confirm some; those, and their memory, are kept.
         """
         self._require_open()
-        wanted = list(mappings)
-        require_mappings(wanted)
-        unmapped, failures = self._mapper.unmap_many(wanted)
+        unmapped, failures = self._mapper.unmap_many(list(mappings))
         if failures:
             raise ExceptionGroup("some mappings were not unmapped", failures)
         return unmapped

@@ -7,9 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vfio_user.errors import ArgumentError, VfioError
-from vfio_user.iommu.buffer import DmaBuffer
-from vfio_user.iommu.mapper import mapping_of, require_mappings
-from vfio_user.iommu.mapping import DmaMapping
+from vfio_user.iommu.mapper import Unmappable, mapping_of, require_mappings
 
 __all__ = ["UnmapBatch"]
 
@@ -34,15 +32,15 @@ class UnmapBatch:
     """
 
     def __init__(self) -> None:
-        self._mappings: list[DmaMapping | DmaBuffer] = []
+        self._mappings: list[Unmappable] = []
         self._ranges: dict[Callable[[int, int], object], list[tuple[int, int]]] = {}
         self._windows: dict[Callable[[Sequence[Any]], object], list[Any]] = {}
 
-    def add(self, mapping: DmaMapping | DmaBuffer) -> None:
+    def add(self, mapping: Unmappable) -> None:
         """Add a mapping, or a buffer, which is closed then. One that ends meanwhile is left out."""
         self.extend((mapping,))
 
-    def extend(self, mappings: Iterable[DmaMapping | DmaBuffer]) -> None:
+    def extend(self, mappings: Iterable[Unmappable]) -> None:
         """Add many.
 
         Raises:
@@ -94,7 +92,7 @@ class UnmapBatch:
         pending, self._mappings = self._mappings, []
         while pending:
             mapper = mapping_of(pending[0])._mapper
-            others: list[DmaMapping | DmaBuffer] = []
+            others: list[Unmappable] = []
             try:
                 size, refused = mapper.unmap_many(pending, others)
             except VfioError as error:  # of a forked child, for one

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
+from vfio_user._mmio import Ledger
 from vfio_user.addresses import Iova, IovaRange
 from vfio_user.errors import IovaError
 from vfio_user.iommu.iova import IovaAllocator
 from vfio_user.iommu.mapping import DmaMapping
 
-__all__ = ["Books"]
+__all__ = ["Books", "Run"]
 
 _T = TypeVar("_T")
+Run: TypeAlias = tuple[int, int]
+"""A range of IOVAs: the first, and the number of bytes."""
 
 _HUGE_ALIGNMENTS = (1 << 30, 2 << 20)
 
@@ -35,10 +37,7 @@ class Books:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._allocator: IovaAllocator | None = None
-        self._kept: dict[DmaMapping, object] = {}
-        self._ending: set[DmaMapping] = set()
-        self._suspended: set[DmaMapping] = set()
-        self._num_bytes = 0
+        self._ledger = Ledger()
         self._dropped: list[object] = []
 
     # -- IOVAs
@@ -95,79 +94,91 @@ class Books:
     def add(self, mapping: DmaMapping, keepalive: object) -> None:
         """Note a mapping that the kernel has made, and what it keeps alive."""
         with self._lock:
-            self._kept[mapping] = keepalive
-            self._num_bytes += mapping.size
+            self._ledger.add(mapping, keepalive)
 
     def holds(self, mapping: object) -> bool:
         """Tell whether a mapping has not ended."""
-        return mapping in self._kept
-
-    def is_suspended(self, mapping: DmaMapping) -> bool:
-        """Tell whether a mapping is taken from the devices for a while."""
-        return mapping in self._suspended
+        return mapping in self._ledger
 
     @property
     def num_bytes(self) -> int:
         """How many bytes devices reach."""
-        return self._num_bytes
+        return self._ledger.num_bytes
 
     @property
-    def num_suspended(self) -> int:
-        """How many mappings are taken from the devices for a while."""
-        return len(self._suspended)
+    def num_reached(self) -> int:
+        """How many mappings devices reach: all but the suspended ones."""
+        return len(self._ledger) - self._ledger.num_suspended
 
-    def sort_out(self, items: Sequence[_T]) -> tuple[list[DmaMapping], list[_T]]:
-        """Split objects into mappings that are in the books, and others."""
-        if self.is_all(items):
-            return cast("list[DmaMapping]", list(items)), []
-        kept = self._kept
-        mine = [item for item in items if item in kept]
-        others = [item for item in items if item not in kept] if len(mine) < len(items) else []
-        return cast("list[DmaMapping]", mine), others
+    def __len__(self) -> int:
+        return len(self._ledger)
 
-    def begin(self, mapping: DmaMapping) -> bool:
-        """Claim the right to unmap a mapping: of two threads that want to, one gets it."""
+    def in_order(self) -> tuple[DmaMapping, ...]:
+        """Give the mappings by IOVA."""
         with self._lock:
-            if mapping not in self._kept or mapping in self._ending:
-                return False
-            self._ending.add(mapping)
-            return True
+            found = cast("list[DmaMapping]", self._ledger.entries())
+        return tuple(sorted(found, key=lambda mapping: mapping.iova))
 
-    def cancel(self, mapping: DmaMapping) -> None:
-        """Say that a claimed mapping was not unmapped after all."""
-        with self._lock:
-            self._ending.discard(mapping)
-
-    def end(self, mappings: Sequence[DmaMapping], spans: Iterable[tuple[int, int]]) -> None:
-        """Take mappings out that the kernel has ended.
+    def runs(self, items: Sequence[_T], merge: bool) -> tuple[list[Run], int, list[_T]]:
+        """Cover the mappings among some objects by as few ranges as can be.
 
         Args:
-            mappings: each once, and all of them in the books.
-            spans: first IOVA, and the one after the last, of what those cover that were not suspended.
+            items: any objects.
+            merge: whether ranges that abut become one.
+
+        Returns:
+            The ranges in order; how many mappings that are; and the other objects: what is no mapping, or has ended, or
+            is suspended.
         """
         with self._lock:
-            self._dropped.append(list(map(self._kept.pop, mappings)))
-            if self._ending:
-                self._ending.difference_update(mappings)
-            for begin, end in spans:
-                self._num_bytes -= end - begin
-                self._free(begin, end - begin)
-            if self._suspended:
-                away = self._suspended.intersection(mappings)
-                self._suspended -= away
-                for mapping in away:
+            return self._ledger.runs(items, merge)
+
+    def claim(self, mapping: DmaMapping) -> bool:
+        """Claim the right to unmap a mapping: of two threads that want to, one gets it."""
+        with self._lock:
+            return self._ledger.claim(mapping)
+
+    def unclaim(self, mapping: DmaMapping) -> None:
+        """Say that a claimed mapping was not unmapped after all."""
+        with self._lock:
+            self._ledger.unclaim(mapping)
+
+    def end(self, items: Sequence[object], runs: Iterable[Run]) -> None:
+        """Take the mappings among some objects out: the kernel has ended them.
+
+        Args:
+            items: any objects.
+            runs: what the mappings among them cover, but for the suspended ones.
+        """
+        with self._lock:
+            away: list[DmaMapping] = []
+            if self._ledger.num_suspended:
+                away = [each for each in items if isinstance(each, DmaMapping) and each.suspended]
+            for mapping in away:
+                if mapping in self._ledger:
                     self._free(mapping.iova, mapping.size)
+                    self._dropped.append(self._ledger.end((mapping,)))
+            self._dropped.append(self._ledger.end(items))
+            for iova, size in runs:
+                self._free(iova, size)
 
     def end_all(self) -> None:
         """Take everything out: the kernel has ended all mappings."""
         with self._lock:
-            self._dropped.append(self._kept)
-            self._kept = {}
-            self._ending.clear()
-            self._suspended.clear()
-            self._num_bytes = 0
+            self._dropped.append(self._ledger.end_all())
             if self._allocator is not None:
                 self._allocator.reset()
+
+    def suspend(self, mappings: Iterable[DmaMapping]) -> None:
+        """Note that devices do not reach these mappings for a while; their IOVAs stay taken."""
+        with self._lock:
+            for mapping in mappings:
+                self._ledger.suspend(mapping)
+
+    def resume(self, mapping: DmaMapping) -> None:
+        """Note that devices reach a suspended mapping again."""
+        with self._lock:
+            self._ledger.resume(mapping)
 
     def let_go(self) -> None:
         """Let go of what mappings kept alive that have ended."""
@@ -175,38 +186,6 @@ class Books:
             with self._lock:
                 dropped, self._dropped = self._dropped, []
             del dropped
-
-    def suspend(self, mappings: Iterable[DmaMapping]) -> None:
-        """Note that devices do not reach these mappings for a while; their IOVAs stay taken."""
-        with self._lock:
-            for mapping in mappings:
-                if mapping in self._kept and mapping not in self._suspended:
-                    self._suspended.add(mapping)
-                    self._num_bytes -= mapping.size
-
-    def resume(self, mapping: DmaMapping) -> None:
-        """Note that devices reach a suspended mapping again."""
-        with self._lock:
-            if mapping in self._suspended:
-                self._suspended.remove(mapping)
-                self._num_bytes += mapping.size
-
-    def is_all(self, mappings: Sequence[object]) -> bool:
-        """Tell whether these are all the mappings there are; may say no when they are in another order."""
-        return (
-            len(mappings) == len(self._kept)
-            and not self._suspended
-            and all(map(operator.is_, self._kept, mappings))  # no method of what a caller passed is called
-        )
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def in_order(self) -> tuple[DmaMapping, ...]:
-        """Give the mappings by IOVA."""
-        with self._lock:
-            found = list(self._kept)
-        return tuple(sorted(found, key=lambda mapping: mapping.iova))
 
     def _free(self, iova: int, size: int) -> None:
         if self._allocator is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
 from vfio_user._uapi import ffi, lib
@@ -63,7 +62,7 @@ def map_in_container(
         argsz=ffi.sizeof(ctype),
         flags=flags,
         vaddr=scatter.vaddrs,
-        iova=_places(iova, scatter),
+        iova=scatter.places(iova),
         size=scatter.sizes,
     )
     return _map(fd, requests.VFIO_IOMMU_MAP_DMA, table, lambda row: again(row.iova, row.vaddr, row.size))
@@ -89,7 +88,7 @@ def map_in_ioas(
         flags=flags | lib.IOMMU_IOAS_MAP_FIXED_IOVA,
         ioas_id=ioas_id,
         user_va=scatter.vaddrs,
-        iova=_places(iova, scatter),
+        iova=scatter.places(iova),
         length=scatter.sizes,
     )
     return _map(fd, requests.IOMMU_IOAS_MAP, table, lambda row: again(row.iova, row.user_va, row.length))
@@ -122,10 +121,6 @@ def one_by_one(unmap: Unmap, runs: Runs) -> Results:
         except VfioError as error:
             results.append(error)
     return results
-
-
-def _places(iova: Iova, scatter: Scatter) -> array[int]:
-    return array("Q", accumulate(scatter.sizes[:-1], initial=iova))
 
 
 def _columns(runs: Runs) -> tuple[array[int], array[int]]:

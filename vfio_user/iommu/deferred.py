@@ -8,9 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user.errors import ArgumentError, ClosedError, ForkedError, VfioError
-from vfio_user.iommu.buffer import DmaBuffer
-from vfio_user.iommu.mapper import Mapper, mapping_of, require_mappings
-from vfio_user.iommu.mapping import DmaMapping
+from vfio_user.iommu.mapper import Mapper, Unmappable, mapping_of, require_mappings
 
 __all__ = ["DeferredUnmap"]
 
@@ -57,7 +55,7 @@ class DeferredUnmap:
         self._max_delay = max_delay
         self._changed = threading.Condition()
         self._flushing = threading.RLock()
-        self._pending: dict[DmaMapping | DmaBuffer, None] = {}
+        self._pending: dict[Unmappable, None] = {}
         self._num_bytes = 0
         self._oldest = 0.0
         self._thread: threading.Thread | None = None
@@ -79,7 +77,7 @@ class DeferredUnmap:
         """Tell whether it was closed."""
         return self._closed
 
-    def unmap(self, mapping: DmaMapping | DmaBuffer) -> None:
+    def unmap(self, mapping: Unmappable) -> None:
         """Unmap a mapping, or close a buffer, a little later; twice is as once, and one that has ended stays so.
 
         Raises:

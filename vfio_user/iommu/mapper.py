@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from vfio_user.addresses import Iova, Vaddr
 from vfio_user.errors import ArgumentError, ClosedError, IovaError, UnsupportedError, VfioError
@@ -17,7 +18,10 @@ from vfio_user.iommu.runs import Unmapped
 from vfio_user.iommu.scatter import Scatter
 from vfio_user.kernel.sysfs import memory_windows
 
-__all__ = ["Mapper", "mapping_of", "require_mappings"]
+__all__ = ["Mapper", "Unmappable", "mapping_of", "require_mappings"]
+
+Unmappable: TypeAlias = DmaMapping | DmaBuffer
+"""What can be unmapped."""
 
 
 def require_mappings(items: Iterable[object]) -> None:
@@ -31,7 +35,7 @@ def require_mappings(items: Iterable[object]) -> None:
             raise ArgumentError(f"{kind.__name__} is neither a DmaMapping nor a DmaBuffer")
 
 
-def mapping_of(item: DmaMapping | DmaBuffer) -> DmaMapping:
+def mapping_of(item: Unmappable) -> DmaMapping:
     """Give the mapping behind a buffer, or the mapping itself."""
     return item.mapping if isinstance(item, DmaBuffer) else item
 
@@ -163,55 +167,65 @@ class Mapper:
         """Unmap one mapping; see `DmaMapping.unmap`."""
         books = self.books
         with self._gate.together():
-            if not books.begin(mapping):
+            if not books.claim(mapping):
                 return
-            spans = []
             try:
-                if not mapping.suspended:
-                    unmapped = self.backend.unmap(mapping.iova, mapping.size)
-                    if unmapped != mapping.size:
-                        raise runs.unconfirmed(mapping, unmapped)
-                    spans.append((mapping.iova, mapping.iova + mapping.size))
+                if mapping.suspended:
+                    books.end((mapping,), ())
+                    return
+                unmapped = self.backend.unmap(mapping.iova, mapping.size)
+                if unmapped != mapping.size:
+                    raise runs.unconfirmed(mapping, unmapped)
             except BaseException:
-                books.cancel(mapping)
+                books.unclaim(mapping)
                 raise
-            books.end((mapping,), spans)
+            books.end((mapping,), ((mapping.iova, mapping.size),))
         books.let_go()
 
     # -- many
 
-    def unmap_many(
-        self, items: Sequence[DmaMapping | DmaBuffer], foreign: list[DmaMapping | DmaBuffer] | None = None
-    ) -> Unmapped:
+    def unmap_many(self, items: Sequence[Unmappable], foreign: list[Unmappable] | None = None) -> Unmapped:
         """Unmap mappings of this address space; those that have ended are left out.
 
         Args:
-            items: what to unmap; see `require_mappings`.
+            items: what to unmap.
             foreign: gets what is of another address space.
 
         Raises:
-            ArgumentError: something is foreign, and there is no list for it; nothing was unmapped.
+            ArgumentError: something is no mapping, or foreign and there is no list for it; nothing was unmapped.
         """
+        buffers: list[DmaBuffer] = []
+        merge = self.backend.mode.translates  # without an IOMMU there are no ranges that could be one
         with self._gate.alone():
-            mappings, others = self.books.sort_out(items)
-            buffers = []
-            for each in others:
-                mapping = mapping_of(each)
-                if mapping._mapper is not self:
-                    if foreign is None:
-                        raise ArgumentError(f"{mapping!r} is of another address space; UnmapBatch takes such")
-                    foreign.append(each)
-                    continue
-                if isinstance(each, DmaBuffer):
-                    buffers.append(each)
-                if self.books.holds(mapping):
-                    mappings.append(mapping)
-            result = runs.unmap(self.backend, self.books, mappings)
+            found, count, others = self.books.runs(items, merge)
+            if others:
+                mappings = self._resolve(others, foreign, buffers)
+                if mappings:
+                    items = [*items, *mappings]
+                    found, count, _ = self.books.runs(items, merge)
+            result = runs.unmap(self.backend, self.books, items, found, count)
         self.books.let_go()
         for buffer in buffers:
             if buffer.closed:
                 buffer.close()  # its memory file
         return result
+
+    def _resolve(
+        self, items: Sequence[Unmappable], foreign: list[Unmappable] | None, buffers: list[DmaBuffer]
+    ) -> list[DmaMapping]:
+        """Give the mappings of buffers, and note which buffers and what of other address spaces there are."""
+        mappings = []
+        require_mappings(items)
+        for each in items:
+            mapping = mapping_of(each)
+            if mapping._mapper is not self:
+                if foreign is None:
+                    raise ArgumentError(f"{mapping!r} is of another address space; UnmapBatch takes such")
+                foreign.append(each)
+            elif isinstance(each, DmaBuffer):
+                buffers.append(each)
+                mappings.append(mapping)
+        return mappings
 
     def unmap_all(self) -> int:
         """Unmap everything; see `AddressSpace.unmap_all`."""
@@ -237,7 +251,8 @@ class Mapper:
         """Take mappings from the devices; see `vfio_user.iommu.suspend`."""
         with self._gate.alone():
             chosen = [each for each in mappings if each.mapped]
-            _, failures = runs.unmap(self.backend, self.books, chosen, keep=True)
+            found, count, _ = self.books.runs(chosen, self.backend.mode.translates)
+            _, failures = runs.unmap(self.backend, self.books, chosen, found, count, keep=True)
         if failures:
             raise failures[0]
 

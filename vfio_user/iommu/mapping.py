@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from vfio_user._mmio import Entry
 from vfio_user.addresses import Iova, Vaddr
 
 if TYPE_CHECKING:
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["DmaMapping"]
 
 
-class DmaMapping:
+class DmaMapping(Entry):
     """Memory that devices reach at an IOVA.
+
+    ``iova`` is where devices find it, ``size`` its bytes, a multiple of the IOMMU's page size. ``suspended`` tells
+    whether it is taken from the devices for a while, and keeps its IOVA; see `vfio_user.iommu.suspend`.
 
     Lifetime:
         Ends with `unmap()`, with the ``with`` block, with `AddressSpace.unmap_all` or with the address space. Until
@@ -24,20 +28,17 @@ class DmaMapping:
         `unmap()` may be called from any thread, and more than once.
     """
 
-    __slots__ = ("__weakref__", "_again", "_mapper", "iova", "size", "vaddr")
+    __slots__ = ("__weakref__", "_again", "_mapper", "vaddr")
 
     def __init__(
         self, mapper: Mapper, iova: Iova, vaddr: Vaddr | None, size: int, again: Callable[[Iova], Iova]
     ) -> None:
+        super().__init__(iova, size)
         self._mapper = mapper
         self._again = again  # maps the same memory with the same rights
-        self.iova = iova
-        """Where devices find it."""
         self.vaddr = vaddr
         """Where this process finds it; `None` for memory from several places (`AddressSpace.map_many`), and for a file
         that was mapped without an address."""
-        self.size = size
-        """Bytes, a multiple of the IOMMU's page size."""
 
     @property
     def mapped(self) -> bool:
@@ -48,11 +49,6 @@ class DmaMapping:
     def ended(self) -> bool:
         """Tell whether it was unmapped for good."""
         return not self._mapper.books.holds(self)
-
-    @property
-    def suspended(self) -> bool:
-        """Tell whether it is taken from the devices for a while; it keeps its IOVA. See `vfio_user.iommu.suspend`."""
-        return self._mapper.books.is_suspended(self)
 
     def offset_of(self, vaddr: int, size: int) -> int | None:
         """Give where in the mapping memory of this process lies; `None` when devices don't reach all of it here."""

@@ -6,98 +6,56 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from vfio_user.errors import ArgumentError, VfioError, VfioOSError
+from vfio_user.errors import VfioError, VfioOSError
 from vfio_user.iommu.mapping import DmaMapping
 
 if TYPE_CHECKING:
     from vfio_user.iommu.backend import IommuBackend
-    from vfio_user.iommu.books import Books
+    from vfio_user.iommu.books import Books, Run
+    from vfio_user.iommu.bulk import Results
 
-__all__ = ["Span", "Unmapped", "merge", "unconfirmed", "unmap", "unmap_all"]
+__all__ = ["Unmapped", "unconfirmed", "unmap", "unmap_all"]
 
-Span: TypeAlias = tuple[int, int]
-"""First IOVA of a range, and the one after its last."""
 Unmapped: TypeAlias = tuple[int, list[VfioError]]
 """Bytes that were unmapped, and why others were not."""
 
-
-def merge(mappings: Iterable[DmaMapping]) -> list[Span]:
-    """Cover mappings by as few ranges as can be, ordered, without an IOVA that is none of theirs.
-
-    Every back end unmaps several whole mappings by one request; none needs to be split for that.
-
-    Raises:
-        ArgumentError: two overlap, so one of them was given twice.
-    """
-    spans: list[Span] = []
-    begin = end = -1
-    # Mappings that were made one after the other abut, upwards or downwards: most are merged without being sorted.
-    for mapping in mappings:
-        first = mapping.iova
-        after = first + mapping.size
-        if first == end:
-            end = after
-        elif after == begin:
-            begin = first
-        else:
-            spans.append((begin, end))
-            begin, end = first, after
-    spans.append((begin, end))
-    del spans[0]  # what the loop began with
-    return _joined(spans) if len(spans) > 1 else spans
+_EVERYWHERE = (0, 1 << 64)
 
 
-def _joined(spans: list[Span]) -> list[Span]:
-    spans.sort()
-    joined = spans[:1]
-    for begin, end in spans[1:]:
-        if begin > joined[-1][1]:
-            joined.append((begin, end))
-        elif begin == joined[-1][1]:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            raise ArgumentError(f"IOVA {begin:#x} is in the list twice")
-    return joined
-
-
-def _each(mappings: Iterable[DmaMapping]) -> list[Span]:
-    # Without an IOMMU there is no table of ranges in the kernel: what is next to each other is not one.
-    return sorted({(mapping.iova, mapping.iova + mapping.size) for mapping in mappings})
-
-
-def unmap(backend: IommuBackend, books: Books, mappings: Sequence[DmaMapping], *, keep: bool = False) -> Unmapped:
+def unmap(
+    backend: IommuBackend, books: Books, items: Sequence[object], runs: list[Run], count: int, *, keep: bool = False
+) -> Unmapped:
     """Unmap mappings; the caller keeps everybody else out of the address space.
 
-    Those that abut are unmapped by one request, all that there are by ``UNMAP_ALL``. A request that fails, or comes
-    short, is made again for each of its mappings, so that one that can't be unmapped does not keep the others.
+    One request for each run, and ``UNMAP_ALL`` for everything that there is: each back end unmaps several whole
+    mappings by one request. A request that fails, or comes short, is made again for each of its mappings, so that one
+    that can't be unmapped does not keep the others.
 
     Args:
         backend: the address space's.
         books: the address space's; mappings whose end is not confirmed stay in them.
-        mappings: all of them in the books.
+        items: the mappings; other objects are left alone.
+        runs: what the mappings cover, but for suspended ones, as `Books.runs` says.
+        count: how many those are.
         keep: suspend them only, instead of taking them from the books.
     """
-    if not keep and books.is_all(mappings):
-        return _unmap_these_all(backend, books, mappings)
-    reached = [mapping for mapping in mappings if not mapping.suspended] if books.num_suspended else mappings
-    try:
-        spans = merge(reached) if backend.mode.translates else _each(reached)
-    except ArgumentError:
-        once = list(dict.fromkeys(mappings))
-        if len(once) == len(mappings):
-            raise
-        return unmap(backend, books, once, keep=keep)
-    results = backend.unmap_runs([(begin, end - begin) for begin, end in spans]) if spans else []
-    failures: list[VfioError] = []
-    if any(result != end - begin for result, (begin, end) in zip(results, spans, strict=True)):
-        gone, failures = _sort_out(backend, reached, dict(zip(spans, results, strict=True)))
-        spans = merge(gone)
-        mappings = gone if keep else gone + [mapping for mapping in mappings if mapping.suspended]
-    if keep:
-        books.suspend(mappings)
+    sizes = [size for _, size in runs]
+    if count == books.num_reached and not keep:
+        results: Results = [_ask_for_all(backend, sum(sizes))] if runs else []
+        asked, wanted = [_EVERYWHERE] * len(results), [sum(sizes)] * len(results)
     else:
-        books.end(mappings, spans)
-    return sum(end - begin for begin, end in spans), failures
+        results = backend.unmap_runs(runs) if runs else []
+        asked, wanted = runs, sizes
+    if results == wanted:
+        _finish(books, items, runs, keep)
+        return sum(sizes), []
+    mappings = list({each for each in items if isinstance(each, DmaMapping) and books.holds(each)})
+    away = [each for each in mappings if each.suspended]
+    reached = sorted((each for each in mappings if not each.suspended), key=lambda each: each.iova)
+    gone, failures = _sort_out(backend, reached, asked, wanted, results)
+    runs, _, _ = books.runs(gone, backend.mode.translates)
+    _finish(books, gone if keep else [*gone, *away], runs, keep)
+    return sum(size for _, size in runs), failures
 
 
 def unmap_all(backend: IommuBackend, books: Books) -> int:
@@ -114,35 +72,44 @@ def unmap_all(backend: IommuBackend, books: Books) -> int:
     return unmapped
 
 
-def _unmap_these_all(backend: IommuBackend, books: Books, mappings: Sequence[DmaMapping]) -> Unmapped:
-    result: int | VfioError
+def unconfirmed(mapping: DmaMapping, result: int | VfioError) -> VfioError:
+    """Make the error for a mapping that was not unmapped."""
+    if isinstance(result, VfioError):
+        result.add_note(f"{mapping!r} is still mapped; its memory is kept")
+        return result
+    return VfioError(
+        f"the kernel unmapped {result:#x} bytes of {mapping!r}; its memory is kept, because a device may still "
+        "write to it"
+    )
+
+
+def _ask_for_all(backend: IommuBackend, size: int) -> int | VfioError:
     try:
-        result = backend.unmap_all()
+        return min(backend.unmap_all(), size)  # what is not in the books is nobody's loss
     except VfioOSError as error:
-        result = error
-    if isinstance(result, int) and result >= books.num_bytes:
-        books.end_all()
-        return result, []
-    gone, failures = _one_by_one(backend, mappings, result)
-    spans = merge(gone)
-    books.end(gone, spans)
-    return sum(end - begin for begin, end in spans), failures
+        return error
+
+
+def _finish(books: Books, items: Sequence[object], runs: Iterable[Run], keep: bool) -> None:
+    if keep:
+        books.suspend(each for each in items if isinstance(each, DmaMapping))
+    else:
+        books.end(items, runs)
 
 
 def _sort_out(
-    backend: IommuBackend, mappings: Iterable[DmaMapping], results: dict[Span, int | VfioError]
+    backend: IommuBackend, reached: list[DmaMapping], asked: Iterable[Run], wanted: Iterable[int], results: Results
 ) -> tuple[list[DmaMapping], list[VfioError]]:
-    """Say which mappings have ended, and why others have not; those of bad runs are tried one by one."""
-    ordered = sorted(mappings, key=lambda each: each.iova)
+    """Say which mappings have ended, and why others have not; those of bad requests are tried one by one."""
     gone: list[DmaMapping] = []
     failures: list[VfioError] = []
     at = 0
-    for (begin, end), result in results.items():
+    for (iova, size), want, result in zip(asked, wanted, results, strict=True):
         first = at
-        while at < len(ordered) and ordered[at].iova < end:
+        while at < len(reached) and reached[at].iova < iova + size:
             at += 1
-        members = ordered[first:at]
-        if result == end - begin:
+        members = reached[first:at]
+        if result == want:
             gone += members
         else:
             ended, why = _one_by_one(backend, members, result)
@@ -172,14 +139,3 @@ def _one_by_one(
 def _is_absent(result: int | VfioError) -> bool:
     """Tell that nothing is mapped there: a request that failed half-way had taken it. iommufd says so, type1 not."""
     return isinstance(result, VfioOSError) and result.errno == errno.ENOENT
-
-
-def unconfirmed(mapping: DmaMapping, result: int | VfioError) -> VfioError:
-    """Make the error for a mapping that was not unmapped."""
-    if isinstance(result, VfioError):
-        result.add_note(f"{mapping!r} is still mapped; its memory is kept")
-        return result
-    return VfioError(
-        f"the kernel unmapped {result:#x} bytes of {mapping!r}; its memory is kept, because a device may still "
-        "write to it"
-    )

@@ -7,6 +7,7 @@ import operator
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from vfio_user.errors import AlignmentError, ArgumentError
@@ -32,6 +33,8 @@ class Scatter:
     """How long each is, in bytes."""
     total: int
     """Bytes of all."""
+    step: int = 0
+    """How long all of them are, if they are of one size; 0 if not."""
 
     @classmethod
     def of_equal(cls, vaddrs: Iterable[int], size: int) -> Scatter:
@@ -51,7 +54,7 @@ class Scatter:
         # Thousands of pieces are usual here: what can be left to C is.
         if size in map(operator.sub, begins[1:], begins):
             return cls.of((begin, size) for begin in begins)
-        return cls(begins, array("Q", (size,)) * len(begins), size * len(begins))
+        return cls(begins, array("Q", (size,)) * len(begins), size * len(begins), size)
 
     @classmethod
     def of(cls, pieces: Iterable[tuple[int, int]]) -> Scatter:
@@ -71,7 +74,7 @@ class Scatter:
             end = vaddr + size
         if not vaddrs:
             raise ArgumentError("there is nothing to map: no buffers were given")
-        return cls(vaddrs, sizes, sum(sizes))
+        return cls(vaddrs, sizes, sum(sizes), sizes[0] if len(sizes) == 1 else 0)
 
     def require_aligned(self, page: int) -> None:
         """Refuse pieces that the IOMMU can't map.
@@ -79,13 +82,20 @@ class Scatter:
         Raises:
             AlignmentError: a piece does not begin and end on a page of the IOMMU.
         """
-        if (functools.reduce(operator.or_, self.vaddrs) | functools.reduce(operator.or_, self.sizes)) % page:
+        sizes = self.step or functools.reduce(operator.or_, self.sizes)
+        if (functools.reduce(operator.or_, self.vaddrs) | sizes) % page:
             for vaddr, size in zip(self.vaddrs, self.sizes, strict=True):
                 if vaddr % page or size % page:
                     raise AlignmentError(
                         f"address {vaddr:#x} and size {size:#x} must be multiples of the IOMMU's page size {page:#x}; "
                         "alloc() gives such memory"
                     )
+
+    def places(self, iova: int) -> array[int]:
+        """Give the IOVA of each piece, when the first is at ``iova``."""
+        if self.step:
+            return array("Q", range(iova, iova + self.total, self.step))
+        return array("Q", accumulate(self.sizes[:-1], initial=iova))
 
     def __len__(self) -> int:
         return len(self.vaddrs)

@@ -193,4 +193,6 @@ def test_pieces_cover_what_was_given_in_its_order(given_pieces: list[tuple[int, 
 @given(st.lists(st.integers(0, 30), min_size=1))
 def test_equal_pieces_are_as_any(places: list[int]) -> None:
     vaddrs = [place * PAGE for place in places]
-    assert Scatter.of_equal(vaddrs, PAGE) == Scatter.of((vaddr, PAGE) for vaddr in vaddrs)
+    equal, any_ = Scatter.of_equal(vaddrs, PAGE), Scatter.of((vaddr, PAGE) for vaddr in vaddrs)
+    assert (equal.vaddrs, equal.sizes, equal.total) == (any_.vaddrs, any_.sizes, any_.total)
+    assert equal.places(0x7000) == any_.places(0x7000)

@@ -11,9 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unit.iommu.fake_backend import PAGE, FakeBackend
 from vfio_user.addresses import PciAddress
-from vfio_user.errors import ArgumentError, VfioError
+from vfio_user.errors import VfioError
 from vfio_user.iommu import AddressSpace, DmaMapping, address_space
-from vfio_user.iommu.runs import merge
 from vfio_user.kernel.sysfs import PciFunction
 
 PAGES = 24
@@ -119,19 +118,3 @@ class Batches(RuleBasedStateMachine):
 
 Batches.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestBatches = Batches.TestCase
-
-
-def test_what_is_given_twice_is_named_by_merge(space: AddressSpace) -> None:
-    first, second = space.alloc(PAGE).mapping, space.alloc(PAGE).mapping
-    assert len(merge([first, second])) == 1
-    with pytest.raises(ArgumentError, match="twice"):
-        merge([first, second, first])
-    assert merge([]) == []
-
-
-def test_order_does_not_matter(space: AddressSpace) -> None:
-    mappings = [space.alloc(PAGE).mapping for _ in range(10)]
-    lowest, highest = min(each.iova for each in mappings), max(each.iova for each in mappings)
-    for order in (mappings, mappings[::-1], mappings[::2] + mappings[1::2]):
-        assert merge(order) == [(lowest, highest + PAGE)]
-    assert len(merge(mappings[::2])) == 5
