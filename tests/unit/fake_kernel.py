@@ -76,6 +76,7 @@ class FakeKernel:
         self._open = os.open
         monkeypatch.setattr(os, "open", self.open)
         monkeypatch.setattr(ioctl, "system_call", self.system_call)
+        monkeypatch.setattr(ioctl, "system_call_many", self.system_call_many)
 
     def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         """Open a node, or any other file as ever."""
@@ -98,6 +99,16 @@ class FakeKernel:
         if isinstance(behind, FakeDevice):
             return behind.ioctl(number, pointer)
         return (self._container if behind == "container" else self._group)(name, pointer)
+
+    def system_call_many(self, fd: int, number: int, args: CData, stride: int, count: int, done: CData) -> int:
+        """Answer one request after the other, until one fails."""
+        start = ffi.cast("uint8_t *", args)
+        for done[0] in range(count):
+            result = self.system_call(fd, number, start + done[0] * stride)
+            if result < 0:
+                return result
+        done[0] = count
+        return 0
 
     def _container(self, name: str, pointer: CData) -> int:
         if name == "VFIO_GET_API_VERSION":
