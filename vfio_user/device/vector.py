@@ -155,10 +155,6 @@ class IrqVector:
         while True:
             yield await self._next()
 
-    def _signal(self) -> None:
-        """Count one interrupt by hand, as the kernel would."""
-        os.eventfd_write(self.fileno(), 1)
-
     def _close(self) -> None:
         with self._state:
             if self._closing or self._fd.closed:
