@@ -83,6 +83,7 @@ def run(
     command: Sequence[str],
     *,
     timeout: float = 300.0,
+    silence: float | None = None,
     output: Path | None = None,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
@@ -95,6 +96,7 @@ def run(
         guest: what to boot.
         command: program and arguments; found and run as on this machine.
         timeout: seconds for all of it, from the start of QEMU.
+        silence: seconds without output after which the command counts as hung; None allows any.
         output: folder that the guest may write to, as ``$VFIO_USER_OUTPUT``; made when missing. The runner's
             own files are in its subfolder ``guest``: stdout, stderr, console, dmesg. None: a temporary one.
         cwd: working directory; the caller's when None.
@@ -110,8 +112,9 @@ def run(
     """
     if not command:
         raise GuestSpecError("there is no command to run in the guest")
-    if timeout <= 0:
-        raise GuestSpecError(f"timeout must be more than 0 seconds, not {timeout}")
+    for name, value in (("timeout", timeout), ("silence", silence)):
+        if value is not None and value <= 0:
+            raise GuestSpecError(f"{name} must be more than 0 seconds, not {value}")
     kernel = kernels.resolve(guest.kernel)
     archive = initramfs.build(kernel, kernels.busybox())
     program = qemu.find()
@@ -136,7 +139,7 @@ def run(
             output=shared,
             scratch=scratch,
         )
-        return Watched(line, control, scratch, timeout, (stdout, stderr)).result()
+        return Watched(line, control, scratch, timeout, silence, (stdout, stderr)).result()
 
 
 def _survives_kvm(guest: Guest) -> bool:

@@ -13,7 +13,7 @@ from vfio_user.testing.monitor import Monitor, Requests
 
 __all__ = ["Result", "Watched"]
 
-_BOOT = 150.0  # seconds; the slowest boot seen took 23
+_BOOT = 240.0  # seconds; 4 on an idle machine, 40 where ten others wanted its two cores
 _POLL = 0.05  # seconds between looks at the guest
 _REPORT = 20.0  # seconds that a guest that is late has to say why
 _POWER_OFF = 10.0  # seconds from the result to the end of QEMU
@@ -47,14 +47,16 @@ class _Tail:
         self._stream = stream
         self._seen: list[bytes] = []
 
-    def forward(self) -> None:
+    def forward(self) -> bool:
+        """Pass on what is new; say whether there was something."""
         data = self._file.read()
         if not data:
-            return
+            return False
         self._seen.append(data)
         if self._stream is not None:
             self._stream.write(data)
             self._stream.flush()
+        return True
 
     def close(self) -> None:
         self.forward()
@@ -80,12 +82,15 @@ class Watched:
         control: Path,
         scratch: Path,
         timeout: float,
+        silence: float | None,
         streams: tuple[BinaryIO | None, BinaryIO | None],
     ) -> None:
         self._line = line
         self._control = control
         self._scratch = scratch
         self._timeout = timeout
+        self._silence = silence or timeout
+        self._heard = 0.0
         self._tails = [
             _Tail(control / name, stream) for name, stream in zip(("stdout", "stderr"), streams, strict=True)
         ]
@@ -113,23 +118,29 @@ class Watched:
 
     def _watch(self, requests: Requests) -> None:
         while self._process.poll() is None:
-            for tail in self._tails:
-                tail.forward()
-            requests.answer()
             elapsed = time.monotonic() - self._begin
             if self._boot_seconds is None and (self._control / "started").exists():
-                self._boot_seconds = elapsed
+                self._boot_seconds = self._heard = elapsed
+            news = [tail.forward() for tail in self._tails]  # all of them: any() would stop at the first
+            if any(news) or requests.answer():
+                self._heard = elapsed
             if (self._control / "rc").exists():
                 self._await_power_off()
                 return
-            if elapsed > self._timeout:
+            reason = self._lateness(elapsed)
+            if reason:
                 self._let_report()
-                raise GuestTimeoutError(
-                    f"the guest did not end within {self._timeout:g} s and was stopped", self._console()
-                )
-            if self._boot_seconds is None and elapsed > _BOOT:
-                raise GuestTimeoutError(f"the guest did not boot within {_BOOT:g} s and was stopped", self._console())
+                raise GuestTimeoutError(f"the guest {reason} and was stopped", self._console())
             time.sleep(_POLL)
+
+    def _lateness(self, elapsed: float) -> str:
+        if elapsed > self._timeout:
+            return f"did not end within {self._timeout:g} s"
+        if self._boot_seconds is None and elapsed > _BOOT:
+            return f"did not boot within {_BOOT:g} s"
+        if self._boot_seconds is not None and elapsed - self._heard > self._silence:
+            return f"was silent for {self._silence:g} s"
+        return ""
 
     def _let_report(self) -> None:
         """Let the guest write on its console what its processes wait for, if it still can."""

@@ -122,6 +122,16 @@ def test_a_hang_ends_at_the_deadline(machine: Machine) -> None:
     assert stream.getvalue() == b"partial\n"
 
 
+def test_silence_is_a_hang(machine: Machine) -> None:
+    machine.plays(
+        "echo >$control/started; for n in 1 2 3; do echo $n >>$control/stdout; sleep 0.3; done; exec sleep 600"
+    )
+    stream = io.BytesIO()
+    with pytest.raises(GuestTimeoutError, match=r"was silent for 0\.8 s"):
+        run(Guest(), ["true"], timeout=60, silence=0.8, stdout=stream)
+    assert stream.getvalue() == b"1\n2\n3\n"
+
+
 def test_a_guest_that_does_not_boot_ends_early(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_BOOT", 0.3)
     machine.plays("exec sleep 600")
@@ -182,6 +192,8 @@ def test_bad_calls_are_refused(machine: Machine) -> None:
         run(Guest(), [])
     with pytest.raises(GuestSpecError, match="timeout"):
         run(Guest(), ["true"], timeout=0)
+    with pytest.raises(GuestSpecError, match="silence"):
+        run(Guest(), ["true"], silence=-1)
 
 
 def test_unknown_kernel_is_refused() -> None:
