@@ -36,6 +36,7 @@ from vfio_user.session import Devices, open, open_all
 if TYPE_CHECKING:
     from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
     from vfio_user.doctor import Diagnosis, explain
+    from vfio_user.inventory import inspect, survey
 
 __all__ = [
     "PCI_OPS",
@@ -76,12 +77,14 @@ __all__ = [
     "container_of",
     "explain",
     "hot_reset",
+    "inspect",
     "open",
     "open_all",
     "open_devices",
     "pci_function",
     "pci_functions",
     "restore",
+    "survey",
     "unbind",
 ]
 
@@ -93,7 +96,9 @@ _LATER = {
     "bind": "vfio_user.binding",
     "bound": "vfio_user.binding",
     "explain": "vfio_user.doctor",
+    "inspect": "vfio_user.inventory",
     "restore": "vfio_user.binding",
+    "survey": "vfio_user.inventory",
     "unbind": "vfio_user.binding",
 }
 

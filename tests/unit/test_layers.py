@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "vfio_user"
 LAYERS = (
     ("cli",),
     ("testing",),
-    ("doctor",),
+    ("doctor", "inventory"),
     ("session", "binding"),
     ("drivers",),
     ("pci", "platform", "ccw", "ap", "fsl_mc", "cdx", "mdev"),

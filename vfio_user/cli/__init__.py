@@ -16,6 +16,8 @@ __all__ = ["main"]
 #: ``run`` to a function from arguments to exit code. Only the one that is asked for is imported.
 COMMANDS = {
     "list": "list",
+    "info": "info",
+    "tree": "tree",
     "doctor": "doctor",
     "bind": "bind",
     "unbind": "bind",

@@ -1,0 +1,9 @@
+"""What PCI functions there are, and what is known of each; reads only."""
+
+from __future__ import annotations
+
+from vfio_user.inventory.details import Details, inspect
+from vfio_user.inventory.facts import Bar, FunctionFacts, describe, survey
+from vfio_user.inventory.filters import Filter
+
+__all__ = ["Bar", "Details", "Filter", "FunctionFacts", "describe", "inspect", "survey"]
