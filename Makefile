@@ -1,5 +1,5 @@
 # The only task runner. Every target does its own set-up; `make` alone says what there is.
-.PHONY: help setup demo test lint type unit uapi guest clean
+.PHONY: help setup demo bench test lint type unit uapi guest clean
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
@@ -23,6 +23,9 @@ uapi: setup ## declarations against the newest kernel headers
 
 guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
 	@$(PYTHON) tests/lanes.py runner 'guest-*' 'no-*'
+
+bench: setup ## ratios against floors and peers; writes benchmarks/results.json
+	@$(PYTHON) -m benchmarks
 
 lint: setup ## ruff
 	@.venv/bin/ruff check .

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     build.compile_all()
     results: list[Result] = []
     failed = False
-    for place in [chosen.place] if chosen.place else list(catalog.MODULES):
+    for place in [chosen.place] if chosen.place else [each for each, has in catalog.MODULES.items() if has]:
         with tempfile.TemporaryDirectory(prefix="vfio-user-bench-") as folder:
             code = _run(place, Path(folder), chosen)
             found = Path(folder) / "results.json"
@@ -45,14 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(place: str, folder: Path, chosen: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "benchmarks.worker", place]
-    more = [*(("--rounds", str(chosen.rounds)) if chosen.rounds else ()), *chosen.patterns]
+    rounds = ["--rounds", str(chosen.rounds)] if chosen.rounds else []
+    command = [sys.executable, "-m", "benchmarks.worker", *rounds, place]
     try:
         if place == "native":
-            line = [*command, str(folder / "results.json"), *more]
+            line = [*command, str(folder / "results.json"), *chosen.patterns]
             return subprocess.run(line, cwd=_TOP, timeout=chosen.timeout, check=False).returncode
         guest = Guest(kernel=_kernel(chosen.kernel), devices=catalog.DEVICES)
-        line = [*command, f"{OUTPUT_IN_GUEST}/results.json", *more]
+        line = [*command, f"{OUTPUT_IN_GUEST}/results.json", *chosen.patterns]
         streams = (sys.stdout.buffer, sys.stderr.buffer)
         return run(
             guest, line, cwd=_TOP, output=folder, timeout=chosen.timeout, stdout=streams[0], stderr=streams[1]

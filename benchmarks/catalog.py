@@ -12,7 +12,7 @@ __all__ = ["DEVICES", "MODULES", "find"]
 
 #: By place, the modules; each has `benchmarks()`, a generator of `Benchmark`.
 MODULES: dict[str, tuple[str, ...]] = {
-    "native": (),
+    "native": ("benchmarks.micro",),
     "guest": (),
 }
 #: What the guest's benchmarks need.
