@@ -24,6 +24,8 @@ from vfio_user.testing import Guest, GuestError, run
 
 TOP = Path(__file__).resolve().parent.parent
 OUT = TOP / ".out" / "lanes"
+#: Seconds for one test in a guest: emulation on a busy machine is slow, and some tests start programs.
+PATIENCE = 240
 #: What `tests/guest` needs: edu alone, two in one slot, one on the root bus; two NVMe; memory; I/O ports; a slot of two
 #: functions in two groups.
 DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e1000e", "igb+igb", "edu,port=no")
@@ -131,16 +133,21 @@ def _pytest(lane: Lane, folder: Path) -> int:
 def _pytest_in_guest(lane: Lane, guest: Guest, folder: Path) -> int:
     # The folder has the same path inside, but what is written there stays inside: the result goes to the share.
     command = ["sh", "-c", 'exec "$@" --junit-xml="$VFIO_USER_OUTPUT/junit.xml"', "sh", *_command(lane, "")]
-    streams = (sys.stdout.buffer, sys.stderr.buffer)
     return run(
-        guest, command, cwd=TOP, output=folder, timeout=lane.timeout, stdout=streams[0], stderr=streams[1]
+        guest,
+        command,
+        cwd=TOP,
+        output=folder,
+        timeout=lane.timeout,
+        silence=1.5 * PATIENCE,
+        stdout=sys.stdout.buffer,
+        stderr=sys.stderr.buffer,
     ).returncode
 
 
 def _command(lane: Lane, junit: str) -> list[str]:
     report = [f"--junit-xml={junit}"] if junit else []
-    # Emulation on a busy machine is slow: a test that starts programs can take a minute there.
-    patience = ["-o", "timeout=240", "-o", "faulthandler_timeout=230"] if lane.guest else []
+    patience = ["-o", f"timeout={PATIENCE}", "-o", f"faulthandler_timeout={PATIENCE - 10}"] if lane.guest else []
     return [sys.executable, "-m", "pytest", "-q", *patience, *report, *lane.tests]
 
 
