@@ -112,7 +112,7 @@ def test_unbound_device_is_explained() -> None:
 
 def test_missing_node_is_explained(iommu_mode: str) -> None:
     address = testing.device("edu").address
-    words = ("/dev/vfio/devices", "use its group") if iommu_mode == "iommufd" else ("ENOENT", "pass the node in")
+    words = ("/dev/vfio/devices", "Use its group") if iommu_mode == "iommufd" else ("ENOENT", "pass the node in")
     node = nodes(address, iommu_mode)[-1]
     os.rename(node, f"{node}-hidden")
     try:
