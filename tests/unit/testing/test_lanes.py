@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,21 @@ def test_an_unknown_lane_is_an_error(capsys: pytest.CaptureFixture[str]) -> None
 def test_lane_names_are_unique() -> None:
     names = [lane.name for lane in lanes.LANES]
     assert len(names) == len(set(names))
+
+
+def test_a_lane_runs_again_when_the_emulator_died_and_only_then(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = lanes.Lane("guest", ("tests/guest",), Guest())
+    runs: list[str] = []
+
+    def die(reason: str) -> Callable[..., object]:
+        def play(*_: object, **__: object) -> object:
+            runs.append(reason)
+            raise GuestCrashedError(reason)
+
+        return play
+
+    for reason, times in (("QEMU ended with -6: assertion", 2), ("the guest's kernel panicked", 1)):
+        runs.clear()
+        monkeypatch.setattr(lanes, "run", die(reason))
+        assert lanes.run_lane(lane).problem
+        assert len(runs) == times
