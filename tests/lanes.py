@@ -33,6 +33,12 @@ DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e100
 #: Binding is sysfs and a journal, slow to show and the same everywhere: one kernel shows it, one that has file systems
 #: and network drivers to be in use.
 WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py")
+#: What is shown over iommufd and its stand-ins for containers too. Peer-to-peer mappings are not among it: there they need
+#: dma-bufs.
+EVERY_MODE = tuple(
+    f"tests/guest/test_{name}.py"
+    for name in ("guest", "device", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues", "examples")
+)
 
 #: How the runner says that QEMU ended by a signal.
 _EMULATOR_DIED = "QEMU ended with -"
@@ -72,7 +78,7 @@ LANES = (
     Lane("runner", ("tests/runner",)),
     Lane("guest-6.1", WITHOUT_BINDING, Guest(kernel="6.1", devices=DEVICES)),
     Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
-    Lane("guest-feature", WITHOUT_BINDING, Guest(kernel="feature", devices=DEVICES)),
+    Lane("guest-feature", EVERY_MODE, Guest(kernel="feature", devices=DEVICES)),
     Lane("no-iommu", ("tests/unusual/test_no_iommu.py",), Guest(iommu="none", devices=("edu",), bind=False)),
     Lane(
         "noiommu",
