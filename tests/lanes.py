@@ -33,8 +33,7 @@ DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e100
 #: Binding is sysfs and a journal, slow to show and the same everywhere: one kernel shows it, one that has file systems
 #: and network drivers to be in use.
 WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py")
-#: What is shown over iommufd and its stand-ins for containers too. Peer-to-peer mappings are not among it: there they need
-#: dma-bufs.
+#: What is shown over iommufd and its stand-ins for containers too; peer-to-peer mappings would need dma-bufs there.
 EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
     for name in ("guest", "device", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues", "examples")
