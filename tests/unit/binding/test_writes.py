@@ -46,6 +46,8 @@ def test_a_write_that_blocks(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_lets_the_write_end_first(tmp_path: Path) -> None:
+    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     seen: list[bytes] = []
@@ -59,7 +61,10 @@ def test_an_interrupt_lets_the_write_end_first(tmp_path: Path) -> None:
     main = threading.get_ident()
     thread = threading.Thread(target=later)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        writes.write(fifo, "x", soon())
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            writes.write(fifo, "x", soon())
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen == [b"x"]
