@@ -27,7 +27,7 @@ class Member:
     Lifetime:
         One for each device and reset. What a failed reset leaves for the next one is kept by the device.
     Locking:
-        From `quiet` to `settle` the transaction holds the device's configuration and memory locks.
+        From `look` on the transaction holds the device's configuration lock, from `begin` to `settle` its memory lock.
     """
 
     def __init__(self, pci: PciDevice) -> None:
@@ -39,12 +39,13 @@ class Member:
         self.failure: Exception | None = None
         """Why the device is not usable after all; `None` when it is."""
         self._driver: ResetListener | None = None
-        self._snapshot: ConfigSnapshot | None = None
+        self._snapshot = ConfigSnapshot(bytes(ConfigSnapshot.SIZE))
+        self._begun = False
 
     @property
     def works(self) -> bool:
-        """Tell whether it was reached by `quiet`, and nothing has failed since."""
-        return self._snapshot is not None and self.failure is None
+        """Tell whether nothing has failed since `begin`."""
+        return self._begun and self.failure is None
 
     # -- its driver
 
@@ -62,19 +63,25 @@ class Member:
 
     # -- before
 
-    def quiet(self) -> None:
-        """Stop interrupts and bus mastering; what was there is noted."""
+    def look(self) -> None:
+        """Note the configuration."""
         # After a reset that failed, the configuration from before that one is what the user had.
-        snapshot = self.pci._before_reset or self._look()
-        self._snapshot = self.pci._before_reset = snapshot
+        self._snapshot = self.pci._before_reset or self._look()
+
+    def begin(self) -> None:
+        """Say that it is being reset."""
+        self._begun = True
+        self.pci._before_reset = self._snapshot
         self.vdev.judge(DeviceHealth.RESETTING)
-        for irq in self.pci.irqs.delivered:
-            irq.quiesce()
-        self._set_command(snapshot.command & ~_MASTER)
+
+    def stop_transfers(self) -> None:
+        """Switch bus mastering off, before what it may reach is taken away."""
+        self._set_command(self._snapshot.command & ~_MASTER)
 
     def switch_off(self) -> None:
-        """Stop decoding, and only then leave low power: what wakes up must not answer yet."""
-        assert self._snapshot is not None
+        """Stop interrupts and decoding, and only then leave low power: what wakes up must not answer yet."""
+        for irq in self.pci.irqs.delivered:
+            irq.quiesce()
         self._set_command(self._snapshot.command & ~_ACTIVE)
         at = self.guard.power_offset
         if at is not None:
@@ -101,7 +108,6 @@ class Member:
             DeviceGoneError: it does not answer.
             ResetFailedError: a base address is lost.
         """
-        assert self._snapshot is not None
         now = self._look()
         self._check(now)
         wrong = self._snapshot.differences(now)
@@ -116,7 +122,6 @@ class Member:
         """Map the memory again; when decoding is off by the user's choice, it stays away for that reason."""
         if self.memory.window is None:
             return
-        assert self._snapshot is not None
         if self._snapshot.command & _MEMORY:
             self.memory.window.revive(self.vdev.fileno(), timeout)
         else:
@@ -134,15 +139,12 @@ class Member:
         return failures
 
     def switch_on(self) -> None:
-        """Bus mastering as it was, last of all."""
-        assert self._snapshot is not None
+        """Bus mastering as it was."""
         if self._snapshot.command & _MASTER:
             self._set_command(self._snapshot.command)
 
     def settle(self) -> None:
         """Say what state the device is in from here on."""
-        if self._snapshot is None:
-            return
         if self.failure is None:
             self.pci._before_reset = None
             self.vdev.judge(None)

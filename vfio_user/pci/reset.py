@@ -41,10 +41,10 @@ _REFUSALS = frozenset(
 class ResetTransaction:
     """Reset devices so that everything which this process has of them survives.
 
-    In this order: drivers' ``reset_prepare``; configuration and memory locks; interrupts and bus mastering off; memory
-    taken from peers and from this process; decoding off, power state D0; the reset; configuration put back; memory
-    given back at the same addresses, and to peers at the same IOVAs; interrupts armed on the same eventfds; bus
-    mastering as before; locks released; drivers' ``reset_done``.
+    In this order: drivers' ``reset_prepare``; configuration and memory locks; memory taken from peers (bus mastering
+    goes off before that) and from this process; interrupts off, decoding and bus mastering off, power state D0; the
+    reset; configuration put back; interrupts armed on the same eventfds; memory given back at the same addresses, and
+    to peers at the same IOVAs; locks released in reverse; drivers' ``reset_done``.
 
     How it ends:
 
@@ -140,7 +140,13 @@ class ResetTransaction:
     def _lock(self, locks: ExitStack) -> None:
         for member in self._members:
             locks.enter_context(member.guard.through(self._remaining()))
+        for member in self._members:
+            member.look()
         locks.enter_context(locked([each.memory for each in self._members], self._remaining()))
+
+    @property
+    def _peers(self) -> bool:
+        return any(each.memory.peers for each in self._members)
 
     def _remaining(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
@@ -150,7 +156,7 @@ class ResetTransaction:
     def _reset_locked(self) -> None:
         asked = False
         try:
-            self._quiet()
+            self._take()
             with self._clock.phase(RESET_PHASE):
                 asked = True
                 self._ask()
@@ -168,13 +174,19 @@ class ResetTransaction:
         self._give_back()
         self._raise_failures()
 
-    def _quiet(self) -> None:
-        with self._clock.phase("interrupts and bus mastering off"):
-            for member in self._members:
-                member.quiet()
+    def _take(self) -> None:
+        """Take away what the reset is not to meet.
+
+        The memory goes first: an accessor waits for who has the lock, but is refused at once when the memory is away.
+        """
         with self._clock.phase("memory taken away"):
+            for member in self._members:
+                member.begin()
+            if self._peers:
+                for member in self._members:
+                    member.stop_transfers()
             take_away([each.memory for each in self._members], ZapReason.RESET)
-        with self._clock.phase("decoding off, D0"):
+        with self._clock.phase("interrupts and decoding off, D0"):
             for member in self._members:
                 member.switch_off()
 
@@ -198,20 +210,23 @@ class ResetTransaction:
             pause = min(2 * pause, 50e-3)
 
     def _give_back(self) -> None:
-        """Put back what `_quiet` took, of all members that were reached; failures are theirs to keep."""
+        """Put back what `_take` took; failures are the members' to keep. The memory comes last, as it went first."""
         with self._clock.phase("configuration put back"):
             self._each(Member.restore_config)
-        with self._clock.phase("memory given back"):
-            self._each(lambda member: member.revive(_REVIVE_TIMEOUT))
-        with self._clock.phase("memory given back to peers"):
-            for member in self._members:
-                if member.works and member.memory.live:
-                    self._troubles.extend(member.memory.resume_peers())
-        with self._clock.phase("interrupts and bus mastering on"):
+        with self._clock.phase("interrupts on"):
             for member in self._members:
                 if member.works:
                     self._troubles.extend(member.rearm())
-            self._each(Member.switch_on)
+            if not self._peers:
+                self._each(Member.switch_on)
+        with self._clock.phase("memory given back"):
+            self._each(lambda member: member.revive(_REVIVE_TIMEOUT))
+        if self._peers:
+            with self._clock.phase("memory given back to peers"):
+                for member in self._members:
+                    if member.works and member.memory.live:
+                        self._troubles.extend(member.memory.resume_peers())
+                self._each(Member.switch_on)
         for member in self._members:
             member.settle()
 

@@ -77,7 +77,6 @@ def test_order(pci: PciDevice, device: ResettableDevice, faulty: Faulty, which: 
             "prepare",
             "read 0x0",
             "irqs 1 off",
-            "write 0x4 0x103",
             "write 0x4 0x100",
             "reset",
             "read 0x0",
@@ -89,6 +88,26 @@ def test_order(pci: PciDevice, device: ResettableDevice, faulty: Faulty, which: 
     assert (device.resets, device.hot_resets) == ((1, []) if which == 0 else (0, [1]))
     assert pci.bar(0).read32(0) == 0x010000ED
     pci.driver = None
+
+
+def test_order_with_peers(pci: PciDevice, kernel: FakeKernel, faulty: Faulty) -> None:
+    """Nobody may still write to what is taken away, or do so before it is back: bus mastering is off for longer."""
+    pci.guard.memory_on()
+    with pci.bar(0).map_for(pci.address_space):
+        kernel.asked.clear()
+        faulty.calls.clear()
+        pci.reset()
+        assert faulty.calls == [
+            "read 0x0",
+            "write 0x4 0x103",
+            "write 0x4 0x100",
+            "reset",
+            "read 0x0",
+            "write 0x4 0x103",
+            "write 0x4 0x107",
+        ]
+        assert [name for name in kernel.asked if "DMA" in name] == ["VFIO_IOMMU_UNMAP_DMA", "VFIO_IOMMU_MAP_DMA"]
+        assert kernel.asked.index("VFIO_IOMMU_UNMAP_DMA") < kernel.asked.index("VFIO_DEVICE_RESET")
 
 
 def count_calls(pci: PciDevice, faulty: Faulty, reset: Callable[[], object]) -> int:
