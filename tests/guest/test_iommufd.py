@@ -386,3 +386,32 @@ def test_missing_node_is_explained() -> None:
             assert space.mode.value == "type1v2"
     finally:
         os.rename("/dev/hidden", "/dev/iommu")
+
+
+# -- device memory
+
+
+def test_file_of_device_memory_is_revoked_by_a_reset(edu: Edu, vfio_device: Find) -> None:
+    bound, _ = parts(edu)
+    backend = edu.pci.address_space.backend
+    assert isinstance(backend, IommufdBackend)
+    with vfio_user.open(vfio_device("ivshmem").address, address_space=edu.pci.address_space) as memory:
+        bar = memory.bar(2)
+        with pytest.raises(VfioIoctlError, match="device memory") as caught:
+            edu.pci.address_space.map(bar.view(0, PAGE))
+        assert caught.value.errno == errno.EFAULT
+        with bar.export_dma_buf([(0, PAGE)]) as file, edu.alloc() as buffer:
+            iova = backend.ioas.map_file(file.fileno(), 0, PAGE, 0x40_0000)
+            for word in (b"first", b"again"):
+                buffer[:5] = word
+                edu.copy_to_device(buffer[:5])
+                edu.copy_from_device(DmaSlice(buffer.view[:5], iova))
+                assert bar.pread(0, 5) == word
+                memory.reset()
+                bar.pwrite(0, b"-----")
+                edu.copy_from_device(DmaSlice(buffer.view[:5], iova))
+                assert bar.pread(0, 5) == b"-----", "the kernel unmapped it"
+                assert backend.ioas.unmap(iova, PAGE) == PAGE
+                assert backend.ioas.map_file(file.fileno(), 0, PAGE, iova) == iova
+            backend.ioas.unmap(iova, PAGE)
+        assert bound.device_id != 0

@@ -123,14 +123,16 @@ def test_what_does_not_come_back_is_reported_and_can_be_tried_again(
     space = edu.pci.address_space
     bar = memory.bar(2)
     with bar.map_for(space, 0, 0x1000, iova_limit=LIMIT) as bad, bar.map_for(space, 0x1000, iova_limit=LIMIT) as good:
-        map_dma = space.backend.map
+        verb = "map_file" if space.backend.maps_files else "map"
+        map_dma = getattr(space.backend, verb)
 
-        def refuse(iova: Iova, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
+        def refuse(iova: Iova, *source: int, **rights: bool) -> Iova:
             if iova == bad.iova:
                 raise VfioIoctlError(errno.ENOSPC, "VFIO_IOMMU_MAP_DMA")
-            return map_dma(iova, vaddr, size, read=read, write=write)
+            place: Iova = map_dma(iova, *source, **rights)
+            return place
 
-        monkeypatch.setattr(space.backend, "map", refuse)
+        monkeypatch.setattr(space.backend, verb, refuse)
         for again in (memory.reset, memory.device_set.hot_reset):
             with pytest.raises(NotRestoredError) as caught:
                 again()

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from vfio_user._mmio import Window
+from vfio_user.device.features import DeviceFeatures
 from vfio_user.device.health import DeviceHealth
 from vfio_user.device.info import DeviceInfo
 from vfio_user.device.irq import IrqIndex
@@ -225,6 +226,11 @@ class VfioDevice:
             ClosedError: it is closed.
         """
         return self._fd.fileno()
+
+    @property
+    def features(self) -> DeviceFeatures:
+        """What it can do beyond regions and interrupts."""
+        return DeviceFeatures(self)
 
     @property
     def iommufd(self) -> BoundDevice | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict
 
 from vfio_user.addresses import Iova
+from vfio_user.device.dma_buf import HeldFile, export
 from vfio_user.errors import AlignmentError, BoundsError, ClosedError, VfioError
 from vfio_user.iommu.buffer import DmaSlice
 from vfio_user.iommu.suspend import resume
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from vfio_user.iommu.mapping import DmaMapping
 
 __all__ = ["PeerMapping", "map_region"]
+
+
+class _Limits(TypedDict):
+    iova: int | None
+    iova_limit: int | None
+    read: bool
+    write: bool
 
 
 class PeerMapping:
@@ -131,7 +139,11 @@ def map_region(
         whole = round_up(size, PAGE_SIZE) if offset + size == region.size else size
         if not any(start <= offset and offset + size <= start + length for start, length in mmio.areas):
             raise BoundsError(f"{size} bytes at offset {offset:#x} of {region.name} are not all mapped: {mmio.areas}")
-        mapping = space.map_address(
-            mmio.address + offset, whole, iova=iova, iova_limit=iova_limit, read=read, write=write
-        )
+        limits: _Limits = {"iova": iova, "iova_limit": iova_limit, "read": read, "write": write}
+        if space.backend.maps_files:
+            # iommufd maps no device memory by its address, and revokes what it maps of a dma-buf.
+            file = HeldFile(export(region, [(offset, whole)], write=write))
+            mapping = space.map_file(file.fileno(), whole, keepalive=file, **limits)
+        else:
+            mapping = space.map_address(mmio.address + offset, whole, **limits)
         return region.vdev.memory.add_peer(PeerMapping(region, offset, mapping))

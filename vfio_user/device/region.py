@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vfio_user._mmio import Mmio, Program
+from vfio_user.device.dma_buf import export
 from vfio_user.device.info import RegionInfo
 from vfio_user.device.p2p import PeerMapping, map_region
 from vfio_user.device.registers import FileRegisters, Registers
 from vfio_user.errors import ArgumentError, BoundsError, UnsupportedError
+from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.uapi import RegionFlags
 
 if TYPE_CHECKING:
@@ -199,6 +202,26 @@ class Region:
         """
         self._mapped()
         return map_region(self, space, offset, size, iova=iova, iova_limit=iova_limit, read=read, write=write)
+
+    def export_dma_buf(self, parts: Sequence[tuple[int, int]] | None = None, *, write: bool = True) -> OwnedFd:
+        """Make a file of parts of this memory that iommufd and other drivers of the kernel can map: ``DMA_BUF``.
+
+        The kernel revokes it while the memory is away (reset, decoding off, low power, close): who has mapped it meets
+        a fault then, and maps it again afterwards. `map_for` does all that by itself.
+
+        Args:
+            parts: offset and size of each, whole pages; by default one, the whole region. iommufd maps files of one
+                part only.
+            write: others may write to it.
+
+        Returns:
+            The file, which the caller closes.
+
+        Raises:
+            UnsupportedError: the kernel can't (before 6.19), or the region is no memory that others could reach.
+            BoundsError, AlignmentError: a part is outside of the region, or not made of whole pages.
+        """
+        return export(self, [(0, self.size)] if parts is None else parts, write=write)
 
     # -- inside
 

@@ -11,6 +11,7 @@ from vfio_user.iommu.bulk import Mapped, Results, Runs, map_in_container, one_by
 from vfio_user.iommu.container import Container
 from vfio_user.iommu.group import Group
 from vfio_user.iommu.info import IommuInfo
+from vfio_user.iommu.iommufd.fd import Iommufd
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.iommu.scatter import Scatter
 from vfio_user.kernel.fd import OwnedFd
@@ -30,8 +31,6 @@ class ContainerBackend:
         The address space's attach lock covers `attach` and `close`.
     """
 
-    maps_files = False
-
     def __init__(self, mode: IommuMode) -> None:
         self.container = Container(mode)
         self._groups: dict[int, Group] = {}
@@ -40,6 +39,11 @@ class ContainerBackend:
     def mode(self) -> IommuMode:
         """Which of the container modes this is."""
         return self.container.mode
+
+    @property
+    def maps_files(self) -> bool:
+        """Tell whether this is iommufd's stand-in for a container."""
+        return self.mode in (IommuMode.COMPAT_TYPE1, IommuMode.COMPAT_TYPE1V2)
 
     def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
         """Open the device's group, put it into the container if it is not there, and open the device.
@@ -88,12 +92,15 @@ class ContainerBackend:
     def map_file(
         self, iova: Iova | None, fd: int, offset: int, size: int, *, read: bool = True, write: bool = True
     ) -> Iova:
-        """Refuse: a container maps what has an address in this process.
+        """Map a part of a file; the stand-in for a container can, by the address space behind it; see `Ioas.map_file`.
 
         Raises:
-            UnsupportedError: always.
+            UnsupportedError: this is a real container, which maps what has an address in this process.
         """
-        raise UnsupportedError(f"mode {self.mode.value} maps memory by its address in this process; use mode iommufd")
+        ioas = Iommufd(self.container.fd).vfio_ioas if self.maps_files else None
+        if ioas is None:
+            raise UnsupportedError(f"mode {self.mode.value} maps memory by its address in this process")
+        return ioas.map_file(fd, offset, size, iova, read=read, write=write)
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap a range; see `Container.unmap`."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vfio_user.addresses import Iova, Vaddr
-from vfio_user.errors import AlignmentError, ArgumentError, VfioOSError
+from vfio_user.errors import AlignmentError, ArgumentError, UnsupportedError, VfioOSError
 from vfio_user.iommu.buffer import DmaBuffer
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.pool import DmaPool
 from vfio_user.iommu.scatter import Scatter, gather, view_of
-from vfio_user.kernel.mman import Backing, address_of, allocate
+from vfio_user.kernel.mman import Backing, Memory, address_of, allocate
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -186,18 +187,28 @@ class MapVerbs:
         if offset % page or size % page or size <= 0 or offset < 0:
             raise AlignmentError(f"offset {offset:#x} and size {size:#x} must be multiples of the page size {page:#x}")
         _require_rights(read, write)
+        if self._mapper.backend.maps_files:
+            with suppress(UnsupportedError):  # of kernels before 6.13, which map memory by its address only
+                at = self._file(fd, offset, size, read=read, write=write)
+                return self._mapper.map(at, None, size, iova=iova, limit=iova_limit, keepalive=keepalive)
+        view = view_of(_map_here(fd, offset, size, write), write=write)
+        return self.map_address(
+            address_of(view),
+            size,
+            iova=iova,
+            read=read,
+            write=write,
+            iova_limit=iova_limit,
+            keepalive=(view, keepalive),
+        )
+
+    def _file(self, fd: int, offset: int, size: int, *, read: bool, write: bool) -> Callable[[Iova | None], Iova]:
         backend = self._mapper.backend
-        if not backend.maps_files:
-            view = view_of(_map_here(fd, offset, size, write), write=write)
-            held, place = (view, keepalive), address_of(view)
-            return self.map_address(
-                place, size, iova=iova, read=read, write=write, iova_limit=iova_limit, keepalive=held
-            )
 
         def at(place: Iova | None) -> Iova:
             return backend.map_file(place, fd, offset, size, read=read, write=write)
 
-        return self._mapper.map(at, None, size, iova=iova, limit=iova_limit, keepalive=keepalive)
+        return at
 
     def alloc(
         self,
@@ -230,12 +241,20 @@ class MapVerbs:
         self._mapper.require_ready()
         memory = allocate(size, kind, contiguous=not self._mapper.backend.mode.translates)
         try:
-            mapping = self.map_address(memory.address, memory.size, iova=iova, iova_limit=iova_limit, keepalive=memory)
+            mapping = self._map_memory(memory, iova, iova_limit)
         except BaseException:
             if memory.fd >= 0:
                 os.close(memory.fd)
             raise
         return DmaBuffer(memory, mapping)
+
+    def _map_memory(self, memory: Memory, iova: int | None, limit: int | None) -> DmaMapping:
+        if memory.fd >= 0 and self._mapper.backend.maps_files:
+            # By its file, so that it can change hands (IOMMU_IOAS_CHANGE_PROCESS).
+            with suppress(UnsupportedError):
+                at = self._file(memory.fd, 0, memory.size, read=True, write=True)
+                return self._mapper.map(at, memory.address, memory.size, iova=iova, limit=limit, keepalive=memory)
+        return self.map_address(memory.address, memory.size, iova=iova, iova_limit=limit, keepalive=memory)
 
     def pool(
         self,

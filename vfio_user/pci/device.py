@@ -30,6 +30,7 @@ from vfio_user.pci import hot_reset_info
 from vfio_user.pci.config import Command, ConfigSpace
 from vfio_user.pci.devset import LOCK_TIMEOUT, set_of
 from vfio_user.pci.guard import ConfigGuard
+from vfio_user.pci.low_power import LowPower
 from vfio_user.pci.member import Member
 from vfio_user.pci.msix import cut_hole, find_table
 from vfio_user.pci.report import PhaseClock, ResetReport
@@ -179,6 +180,8 @@ class PciDevice:
             """Its configuration space."""
             self.irqs = PciIrqs(vdev)
             """Its interrupts."""
+            self.low_power = LowPower(self)
+            """Lets the kernel put it to sleep while nobody uses it."""
             self._before_reset: ConfigSnapshot | None = None  # what a reset that failed leaves for the next one
             self.device_set = set_of(PciFunction(address), fd.fileno())
             """The devices that are hot-reset with it, as far as they are open here."""
@@ -284,7 +287,8 @@ class PciDevice:
             if not self.guard.memory_on():
                 memory.take_away(ZapReason.DISABLED)
                 raise MemoryDisabledError(
-                    f"{self.name} does not answer in memory space: set Command.MEMORY, or leave D3, and it comes back"
+                    f"{self.name} does not answer in memory space: set Command.MEMORY, leave D3 or low power, and its "
+                    "memory comes back"
                 )
             self.vdev.judge(None)
             failures = memory.give_back(fd)
@@ -305,8 +309,10 @@ class PciDevice:
             elif not vdev.closed:
                 self.device_set.leave(vdev, lambda: vdev.close(timeout), timeout)
         finally:
-            if self._owns_space and self.closed:
-                self.address_space.close()
+            if self.closed:
+                self.low_power._end()
+                if self._owns_space:
+                    self.address_space.close()
 
     def _reset_by(self, kind: str, act: Callable[[], None], lock_timeout: float) -> ResetReport:
         clock, deadline = PhaseClock(), time.monotonic() + lock_timeout

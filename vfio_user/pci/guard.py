@@ -71,6 +71,8 @@ class ConfigGuard:
         self._lock = threading.RLock()
         self._through = 0
         self._found: _Controls | None = None
+        self.low_power = False
+        """Whether the kernel was told that the function may sleep (`LowPower`): its memory is off meanwhile."""
 
     # -- for who changes configuration
 
@@ -108,7 +110,9 @@ class ConfigGuard:
                 self._through = before
 
     def memory_on(self) -> bool:
-        """Tell whether the function answers in memory space: decoding is on and it is not in D3."""
+        """Tell whether the function answers in memory space: decoding is on, and it neither sleeps nor is in D3."""
+        if self.low_power:
+            return False
         config, power = self._pci.config, self._controls().power
         state = PowerState.D0 if power is None else config.read16(power) & PowerState.MASK
         return bool(config.command & Command.MEMORY) and state != PowerState.D3_HOT

@@ -119,10 +119,10 @@ class Member:
         self._set_command(self._snapshot.command & ~_MASTER)
 
     def revive(self, timeout: float) -> None:
-        """Map the memory again; when decoding is off by the user's choice, it stays away for that reason."""
+        """Map the memory again; when it is off by the user's choice, it stays away for that reason."""
         if self.memory.window is None:
             return
-        if self._snapshot.command & _MEMORY:
+        if self._snapshot.command & _MEMORY and not self.guard.low_power:
             self.memory.window.revive(self.vdev.fileno(), timeout)
         else:
             self.memory.window.zap(ZapReason.DISABLED)
