@@ -37,6 +37,16 @@ static inline void io_after_read(void)
 #endif
 }
 
+/* Everything before against everything after, as a device sees it: a store is not overtaken by a load either. */
+static inline void io_fence(void)
+{
+#if defined(__aarch64__)
+    __asm__ __volatile__("dmb osh" ::: "memory");
+#else
+    atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
+
 /* The accesses of one width; the raw form leaves byte order and fences to a loop's caller. */
 #define IO_WIDTH(bits, to_cpu, to_device)                                                       \
     static inline uint##bits##_t io_read##bits(const void *at)                                  \

@@ -3,6 +3,14 @@
 #include "core.h"
 
 #include "fault.h"
+#include "io.h"
+
+static PyObject *fence(PyObject *module, PyObject *ignored)
+{
+    (void)module, (void)ignored;
+    io_fence();
+    Py_RETURN_NONE;
+}
 
 static PyObject *install_handler(PyObject *module, PyObject *ignored)
 {
@@ -59,6 +67,11 @@ static PyMethodDef methods[] = {
      "Zap windows whose memory locks this thread holds for writing; adjacent ones take one system call.\n\n"
      "Raises:\n    LockOrderError: a lock is not held.\n    ArgumentError: a window is in it twice.\n"
      "    VfioOSError: mmap failed (errno); windows before it in address order are zapped, the others are not."},
+    {"fence", fence, METH_NOARGS,
+     "fence()\n--\n\n"
+     "Order accesses to memory that a device shares: all before it happen before all after it, as the device sees them.\n\n"
+     "For rings whose entries are handed over by an index in memory. A register access needs none: writes to memory\n"
+     "before a register write, and reads of memory after a register read, are in order by themselves."},
     {"install_handler", install_handler, METH_NOARGS,
      "install_handler()\n--\n\n"
      "Put the fault handler in front of whatever handles SIGSEGV and SIGBUS now; return whether it had to.\n\n"

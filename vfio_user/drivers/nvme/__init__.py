@@ -2,8 +2,9 @@
 
 From the top down: `NvmeController` (controller.py, its life in lifecycle.py) has `Namespace`s (namespace.py), which
 split `Transfer`s (transfer.py) into `Command`s (command.py) on `QueuePair`s (queue.py: rings in ring.py, who is in
-flight in table.py, who waits in waiting.py and tasks.py). What the bytes mean is in the modules that need no device:
-regs.py, opcodes.py, commands.py, prp.py, status.py, identify_*.py, logs.py.
+flight in table.py, who waits in tasks.py and, shared by drivers, in the module waiting beside this package). What the
+bytes mean is in the modules that need no device: regs.py, opcodes.py, commands.py, prp.py, status.py, identify_*.py,
+logs.py.
 """
 
 from __future__ import annotations

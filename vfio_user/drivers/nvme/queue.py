@@ -17,7 +17,7 @@ from vfio_user.drivers.nvme.prp import prp_fields
 from vfio_user.drivers.nvme.ring import CompletionRing, SubmissionRing
 from vfio_user.drivers.nvme.table import CommandTable
 from vfio_user.drivers.nvme.tasks import TaskWaiter
-from vfio_user.drivers.nvme.waiting import Waiter, deadline_of
+from vfio_user.drivers.waiting import Waiter, deadline_of
 from vfio_user.errors import VfioError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from vfio_user.drivers.nvme.waiting import LOOK_EVERY, unless
+from vfio_user.drivers.waiting import LOOK_EVERY, unless
 from vfio_user.errors import VfioError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from vfio_user.drivers.nvme.errors import NvmeQueueFullError
-from vfio_user.drivers.nvme.waiting import deadline_of
+from vfio_user.drivers.waiting import deadline_of
 from vfio_user.errors import VfioError
 
 if TYPE_CHECKING:
