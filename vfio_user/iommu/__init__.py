@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from vfio_user.iommu.address_space import AddressSpace
 from vfio_user.iommu.batch import UnmapBatch
+from vfio_user.iommu.bitmap import DirtyBitmap
 from vfio_user.iommu.buffer import DmaBuffer, DmaSlice
 from vfio_user.iommu.deferred import DeferredUnmap
+from vfio_user.iommu.dirty import DirtyTracking
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.iommu.pool import DmaPool
@@ -21,6 +23,8 @@ from vfio_user.iommu.pool import DmaPool
 __all__ = [
     "AddressSpace",
     "DeferredUnmap",
+    "DirtyBitmap",
+    "DirtyTracking",
     "DmaBuffer",
     "DmaMapping",
     "DmaPool",

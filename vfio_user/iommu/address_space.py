@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user.addresses import IovaRange
-from vfio_user.errors import ArgumentError, ClosedError, ForkedError, UnsupportedError
+from vfio_user.errors import ArgumentError, BusyError, ClosedError, ForkedError, UnsupportedError
 from vfio_user.iommu import explain
 from vfio_user.iommu.backend import IommuBackend, open_backend
 from vfio_user.iommu.deferred import DeferredUnmap
+from vfio_user.iommu.dirty import DirtyTracking
 from vfio_user.iommu.mapper import Mapper, Unmappable
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode, best_mode
@@ -54,6 +55,7 @@ class AddressSpace(MapVerbs):
         self._mapper = Mapper(open_backend(chosen))
         self._attach_lock = threading.Lock()
         self._deferred: weakref.WeakSet[DeferredUnmap] = weakref.WeakSet()
+        self._tracking: DirtyTracking | None = None
         self._users = 1  # this object itself, and one for each attached device
 
     # -- what it is
@@ -124,6 +126,23 @@ class AddressSpace(MapVerbs):
         with self._attach_lock:
             self._drop_user()
 
+    def track_dirty(self) -> DirtyTracking:
+        """Begin to track which pages devices write to; see `DirtyTracking`, which says how exact that is.
+
+        Modes type1v2 (``VFIO_IOMMU_DIRTY_PAGES``) and iommufd (page tables with `HwptAllocFlags.DIRTY_TRACKING`, to
+        which the devices are moved while it lasts).
+
+        Raises:
+            UnsupportedError: the mode can't, or with iommufd the IOMMU of a device; or no device is attached yet.
+            BusyError: it is tracked already.
+        """
+        with self._attach_lock:
+            self._mapper.require_ready()
+            if self._tracking is not None and self._tracking.running:
+                raise BusyError("this address space is tracked already; one DirtyTracking at a time")
+            self._tracking = DirtyTracking(self._mapper, self.backend.start_dirty_log(), self._attach_lock)
+            return self._tracking
+
     # -- taking memory away
 
     def unmap_many(self, mappings: Iterable[Unmappable]) -> int:
@@ -151,6 +170,24 @@ class AddressSpace(MapVerbs):
         self._require_open()
         return self._mapper.unmap_all()
 
+    def invalidate_vaddrs(self) -> int:
+        """Make the kernel forget where in this process all mapped memory is; devices go on reaching it.
+
+        For a process that is replaced while its devices work: it lets go of the addresses, hands the container and the
+        memory files on (to the program that it executes, or to another process), and the next one says by `adopt`
+        where it has the same memory now. ``VFIO_DMA_UNMAP_FLAG_VADDR``; modes type1 and type1v2. With iommufd there is
+        no need: memory files are mapped without an address there, and `Iommufd.change_process` hands them over.
+
+        Returns:
+            The number of bytes that this concerns.
+
+        Raises:
+            UnsupportedError: the mode can't.
+            VfioIoctlError: EBUSY with a mediated device; EINVAL when some are invalid already, and nothing changed.
+        """
+        self._require_open()
+        return self.backend.invalidate_vaddrs()
+
     def deferred(self, *, limit: int = 256, max_bytes: int = 64 << 20, max_delay: float | None = 0.01) -> DeferredUnmap:
         """Make a queue of mappings that are unmapped a little later, many at a time; see `DeferredUnmap`."""
         self._require_open()
@@ -168,6 +205,8 @@ class AddressSpace(MapVerbs):
             if self.closed:
                 return
             try:
+                if self._tracking is not None:
+                    self._tracking._stop()
                 self._mapper.stop()
             except ForkedError:
                 pass  # the mappings are the parent's

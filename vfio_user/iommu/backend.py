@@ -8,6 +8,7 @@ from typing import Protocol
 from vfio_user.addresses import Iova
 from vfio_user.iommu.bulk import Mapped, Results, Runs
 from vfio_user.iommu.containers import ContainerBackend, NoiommuBackend
+from vfio_user.iommu.dirty import DirtyLog
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.backend import IommufdBackend, NoiommuIommufdBackend
 from vfio_user.iommu.modes import IommuMode
@@ -21,8 +22,8 @@ __all__ = ["IommuBackend", "open_backend"]
 class IommuBackend(Protocol):
     """The verbs of an IOMMU back end.
 
-    Every method is called without a lock of ours held, except `attach` and `close`, which the address space calls under
-    its attach lock.
+    Every method is called without a lock of ours held, except `attach`, `close` and `start_dirty_log`, which the
+    address space calls under its attach lock.
     """
 
     @property
@@ -64,6 +65,15 @@ class IommuBackend(Protocol):
 
     def unmap_runs(self, runs: Runs) -> Results:
         """Unmap ranges that each hold one or several whole mappings; all are tried."""
+
+    def start_dirty_log(self) -> DirtyLog:
+        """Begin to track what devices write to, which only one at a time does; give who tells."""
+
+    def invalidate_vaddrs(self) -> int:
+        """Forget where in this process all mapped memory is; give the number of bytes."""
+
+    def update_vaddr(self, iova: int, size: int, vaddr: int) -> None:
+        """Say where the memory of one mapping is now."""
 
     def close(self) -> None:
         """Close what `attach` opened besides the devices, then the back end itself."""

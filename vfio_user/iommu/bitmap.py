@@ -72,6 +72,17 @@ class DirtyBitmap:
     def __bytes__(self) -> bytes:
         return bytes(ffi.buffer(self._words))
 
+    def merge(self, other: DirtyBitmap) -> None:
+        """Add the pages of another bitmap of the same range.
+
+        Raises:
+            ArgumentError: its range or page size is another.
+        """
+        if (other.iova, other.size, other.page_size) != (self.iova, self.size, self.page_size):
+            raise ArgumentError(f"{other!r} is not of the same pages as {self!r}")
+        both = self._number() | other._number()
+        ffi.buffer(self._words)[:] = both.to_bytes(self.num_bytes, "little")
+
     def _number(self) -> int:
         # Bits behind the last page mean nothing, whatever the kernel left there.
         return int.from_bytes(bytes(self), "little") & ((1 << self.num_pages) - 1)

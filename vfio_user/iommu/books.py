@@ -100,6 +100,12 @@ class Books:
         """Tell whether a mapping has not ended."""
         return mapping in self._ledger
 
+    def at(self, iova: int) -> DmaMapping | None:
+        """Give the mapping that begins at an IOVA, if there is one."""
+        with self._lock:
+            found = cast("list[DmaMapping]", self._ledger.entries())
+        return next((each for each in found if each.iova == iova), None)
+
     @property
     def num_bytes(self) -> int:
         """How many bytes devices reach."""

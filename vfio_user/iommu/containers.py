@@ -14,6 +14,7 @@ from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.fd import Iommufd
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.iommu.scatter import Scatter
+from vfio_user.iommu.type1 import ContainerDirtyLog, invalidate_vaddrs, update_vaddr
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE
 from vfio_user.kernel.sysfs import VfioNode
@@ -122,6 +123,18 @@ class ContainerBackend:
         """Unmap ranges; see `bulk.unmap_in_container`."""
         return unmap_in_container(self.container.fd, runs)
 
+    def start_dirty_log(self) -> ContainerDirtyLog:
+        """Start the container's log; see `ContainerDirtyLog`."""
+        return ContainerDirtyLog(self.container)
+
+    def invalidate_vaddrs(self) -> int:
+        """Make the kernel forget where mapped memory is; see `type1.invalidate_vaddrs`."""
+        return invalidate_vaddrs(self.container)
+
+    def update_vaddr(self, iova: int, size: int, vaddr: int) -> None:
+        """Say where it is now; see `type1.update_vaddr`."""
+        update_vaddr(self.container, iova, size, vaddr)
+
     def close(self) -> None:
         """Close the groups, then the container."""
         while self._groups:
@@ -143,6 +156,14 @@ class NoiommuBackend(ContainerBackend):
     def info(self) -> IommuInfo:
         """Give no ranges: there is nothing to choose from."""
         return IommuInfo(PAGE_SIZE, (), None)
+
+    def start_dirty_log(self) -> ContainerDirtyLog:
+        """Refuse: nobody sees what devices write to.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(explain.no_dirty_log(self.mode.value))
 
     def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
         """Lock memory and give its physical address. Raises as `pagemap.lock_and_find` does."""

@@ -23,7 +23,9 @@ __all__ = [
     "map_failed",
     "no_cdev",
     "no_choice",
+    "no_dirty_log",
     "no_group",
+    "no_new_addresses",
     "no_such_device",
     "noiommu_not_allowed",
     "not_viable",
@@ -139,6 +141,19 @@ def noiommu_not_allowed(address: str) -> str:
 def no_choice() -> str:
     """Explain that addresses are what they are for a device in a noiommu group."""
     return "there is no IOMMU that would translate: a noiommu device reaches memory at its physical address, no other"
+
+
+def no_dirty_log(mode: str) -> str:
+    """Explain that without an IOMMU nobody sees what devices write to."""
+    return f"mode {mode} can't tell what devices write to: {no_choice()}"
+
+
+def no_new_addresses(mode: str) -> str:
+    """Explain that only containers of the type1 kind let mapped memory change its address."""
+    return (
+        f"mode {mode} can't change the addresses of mapped memory (VFIO_UPDATE_VADDR); type1 and type1v2 can, and "
+        "iommufd needs no address for memory files: see Iommufd.change_process"
+    )
 
 
 def wrong_mode(name: str, mode: str, noiommu: bool) -> str:

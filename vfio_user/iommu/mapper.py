@@ -163,9 +163,34 @@ class Mapper:
             error.add_note(f"{size:#x} bytes at IOVA {place:#x} stay mapped: the kernel unmapped {unmapped:#x} of them")
             raise _PartlyMappedError(error, size)
 
-    def unmap(self, mapping: DmaMapping) -> None:
-        """Unmap one mapping; see `DmaMapping.unmap`."""
+    def adopt(
+        self, iova: Iova, vaddr: Vaddr, size: int, again: Callable[[Iova | None], Iova], keepalive: object
+    ) -> DmaMapping:
+        """Take a mapping over that the kernel has, and which has a new address now; see `AddressSpace.adopt`."""
+        with self._gate.alone():
+            allocator = self.require_ready()
+            old = self.books.at(iova)
+            if old is None:
+                self.books.reserve(allocator, iova, size, None)
+            elif old.size != size or old.suspended:
+                raise IovaError(f"{old!r} is not the mapping that has {size:#x} bytes at {iova:#x}")
+            try:
+                self.backend.update_vaddr(iova, size, vaddr)
+            except BaseException:
+                if old is None:
+                    self.books.release(iova, size)
+                raise
+            mapping = DmaMapping(self, iova, vaddr, size, again)
+            if old is not None:
+                self.books.end((old,), ())
+            self.books.add(mapping, keepalive)
+        self.books.let_go()
+        return mapping
+
+    def unmap(self, mapping: DmaMapping, by: Callable[[Iova, int], int] | None = None) -> None:
+        """Unmap one mapping, ``by`` the back end's verb or another; see `DmaMapping.unmap`."""
         books = self.books
+        by = by or self.backend.unmap
         with self._gate.together():
             if not books.claim(mapping):
                 return
@@ -173,7 +198,7 @@ class Mapper:
                 if mapping.suspended:
                     books.end((mapping,), ())
                     return
-                unmapped = self.backend.unmap(mapping.iova, mapping.size)
+                unmapped = by(mapping.iova, mapping.size)
                 if unmapped != mapping.size:
                     raise runs.unconfirmed(mapping, unmapped)
             except BaseException:

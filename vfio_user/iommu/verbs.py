@@ -97,6 +97,36 @@ class MapVerbs:
 
         return self._mapper.map(at, Vaddr(vaddr), size, iova=iova, limit=iova_limit, keepalive=keepalive)
 
+    def adopt(self, buffer: Buffer, iova: int, *, read: bool = True, write: bool = True) -> DmaMapping:
+        """Take over what is mapped at an IOVA: the same memory, which this process has at another address.
+
+        The second half of `invalidate_vaddrs`, in the process that goes on (``VFIO_DMA_MAP_FLAG_VADDR``; modes type1
+        and type1v2). Devices notice nothing. The memory is charged to this process from now on.
+
+        Args:
+            buffer: all of the memory, such as an `mmap.mmap` of the memory file that was mapped.
+            iova: where it begins.
+            read: devices may read it; what the mapping allows is not changed by this.
+            write: devices may write it.
+
+        Returns:
+            The mapping; one of the same place that this address space had made has ended with that.
+
+        Raises:
+            IovaError: this address space has something else there.
+            UnsupportedError: the mode can't.
+            VfioIoctlError: ENOENT when nothing is mapped there; EINVAL when another size is, or its address was not
+                invalidated before; ENOMEM beyond this process's limit of locked memory.
+        """
+        view = view_of(buffer, write=write)
+        vaddr, size = address_of(view), view.nbytes
+        backend = self._mapper.backend
+
+        def again(place: Iova | None) -> Iova:
+            return backend.map(place, vaddr, size, read=read, write=write)
+
+        return self._mapper.adopt(Iova(iova), Vaddr(vaddr), size, again, view)
+
     def map_many(
         self,
         buffers: Iterable[Buffer],

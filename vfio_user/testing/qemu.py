@@ -88,7 +88,8 @@ def command_line(
         qemu,
         *("-machine", "q35,kernel-irqchip=split" if accel == "kvm" or iommu == "intel" else "q35"),
         # All processors in one thread: with one each, an MMIO access meets a memory map that another processor is
-        # replacing, and QEMU ends by an assertion (iotlb_to_section). It also leaves the machine's other processors alone.
+        # replacing, and QEMU ends by an assertion (iotlb_to_section). It also leaves the machine's other processors
+        # alone.
         *("-accel", "tcg,thread=single" if accel == "tcg" else accel),
         *("-cpu", "max" if accel == "tcg" else "host"),
         *("-smp", str(cpus), "-m", f"{memory >> 20}M"),

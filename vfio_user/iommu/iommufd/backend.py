@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import weakref
 
 from vfio_user.addresses import Iova
 from vfio_user.errors import IovaError, UnsupportedError, VfioError, VfioIoctlError
@@ -10,6 +11,7 @@ from vfio_user.iommu import explain
 from vfio_user.iommu.bulk import Mapped, Results, Runs, map_in_ioas, one_by_one, unmap_in_ioas
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.device import BoundDevice, bind
+from vfio_user.iommu.iommufd.dirty import HwptDirtyLog
 from vfio_user.iommu.iommufd.fd import Iommufd
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.iommu.scatter import Scatter
@@ -32,6 +34,8 @@ class IommufdBackend:
 
     def __init__(self, mode: IommuMode) -> None:
         self._mode = mode
+        self._devices: weakref.WeakSet[BoundDevice] = weakref.WeakSet()
+        self._log: HwptDirtyLog | None = None
         self.iommufd = Iommufd()
         """The iommufd, for what an address space has no verb for."""
         try:
@@ -54,9 +58,12 @@ class IommufdBackend:
         device = bind(node, self.iommufd, vf_token=vf_token)
         try:
             device.attach_pt(self.ioas)
+            if self._log is not None:
+                self._log.take(device)
         except BaseException:
             device.close()
             raise
+        self._devices.add(device)
         return device
 
     def info(self) -> IommuInfo:
@@ -100,6 +107,28 @@ class IommufdBackend:
         """Unmap ranges; see `bulk.unmap_in_ioas`."""
         return unmap_in_ioas(self.iommufd.fd, self.ioas.id, runs)
 
+    def start_dirty_log(self) -> HwptDirtyLog:
+        """Move the devices to page tables that track what is written; see `HwptDirtyLog`.
+
+        Raises:
+            UnsupportedError: an IOMMU can't.
+        """
+        devices = [each for each in self._devices if not each.closed]
+        self._log = HwptDirtyLog(self.ioas, devices, self.info().page_sizes)
+        return self._log
+
+    def invalidate_vaddrs(self) -> int:
+        """Refuse: mappings of files have no address, and others can't change theirs.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(explain.no_new_addresses(self._mode.value))
+
+    def update_vaddr(self, iova: int, size: int, vaddr: int) -> None:
+        """Refuse likewise."""
+        raise UnsupportedError(explain.no_new_addresses(self._mode.value))
+
     def close(self) -> None:
         """Close the iommufd: what devices hold of it ends with them."""
         self.iommufd.close()
@@ -119,6 +148,14 @@ class NoiommuIommufdBackend(IommufdBackend):
     def info(self) -> IommuInfo:
         """Give no ranges: there is nothing to choose from."""
         return IommuInfo(PAGE_SIZE, (), None)
+
+    def start_dirty_log(self) -> HwptDirtyLog:
+        """Refuse: nobody sees what devices write to.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(explain.no_dirty_log(self._mode.value))
 
     def map(self, iova: Iova | None, vaddr: int, size: int, *, read: bool = True, write: bool = True) -> Iova:
         """Pin memory and give its physical address.
