@@ -36,7 +36,10 @@ WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py")
 #: What is shown over iommufd and its stand-ins for containers too; peer-to-peer mappings would need dma-bufs there.
 EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
-    for name in "guest device dirty dma edu irq iommufd memory_lock nvme nvme_queues examples".split()
+    for name in (
+        *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
+        "examples",
+    )
 )
 
 #: How the runner says that QEMU ended by a signal.
