@@ -30,8 +30,9 @@ from vfio_user.device import (
 from vfio_user.errors import VfioError
 from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
 from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
+from vfio_user.mdev import MdevDevice
 from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
-from vfio_user.session import Devices, open, open_all
+from vfio_user.session import Devices, open, open_all, open_mdev
 
 if TYPE_CHECKING:
     from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
@@ -58,6 +59,7 @@ __all__ = [
     "IrqIndex",
     "IrqPoller",
     "IrqVector",
+    "MdevDevice",
     "PciAddress",
     "PciDevice",
     "PciDeviceSet",
@@ -81,6 +83,7 @@ __all__ = [
     "open",
     "open_all",
     "open_devices",
+    "open_mdev",
     "pci_function",
     "pci_functions",
     "restore",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+from uuid import UUID
 
 from vfio_user.addresses import PciAddress
 from vfio_user.device.base import open_devices
@@ -14,9 +15,14 @@ from vfio_user.errors import ArgumentError, BusyError, UnsupportedError
 from vfio_user.iommu import AddressSpace, IommuMode, explain
 from vfio_user.iommu.modes import best_mode
 from vfio_user.kernel import sysfs
+from vfio_user.kernel.fd import OwnedFd
+from vfio_user.mdev.device import MDEV_OPS, MdevDevice
+from vfio_user.mdev.sysfs import Mdev, mdev
 from vfio_user.pci.device import PCI_OPS, PciDevice
 
-__all__ = ["Devices", "open", "open_all"]
+__all__ = ["Devices", "open", "open_all", "open_mdev"]
+
+DeviceT = TypeVar("DeviceT")
 
 
 class Devices(tuple[PciDevice, ...]):
@@ -86,16 +92,42 @@ def open(
         VfioOSError: a system call failed; the message says what to do.
     """
     function = sysfs.pci_function(address)
-    if address_space is not None:
-        if mode != "auto":
-            raise ArgumentError("give either a mode or an address space; the space has a mode already")
-        _require_closed(function)
-        return _attach(function, address_space, vf_token, ops, owns_space=False)
-    with ExitStack() as stack:
-        space = stack.enter_context(_space([function], mode, allow_noiommu))
-        device = _attach(function, space, vf_token, ops, owns_space=True)
-        stack.pop_all()
-        return device
+
+    def make(fd: OwnedFd, space: AddressSpace, owns_space: bool) -> PciDevice:
+        return PciDevice(function.address, fd, space, ops=ops, owns_space=owns_space)
+
+    return _open(function, make, mode, address_space, allow_noiommu, vf_token)
+
+
+def open_mdev(
+    uuid: str | UUID | Mdev,
+    *,
+    mode: IommuMode | str = "auto",
+    address_space: AddressSpace | None = None,
+    ops: DeviceOps = MDEV_OPS,
+) -> MdevDevice:
+    """Open a mediated device; `vfio_user.mdev` finds, makes and removes them.
+
+    It has no IOMMU of its own: the kernel pins what the device's driver asks for, and its DMA goes by the address
+    space nevertheless.
+
+    Args:
+        uuid: its name, or what `MdevType.create` has given.
+        mode: see `open`.
+        address_space: see `open`.
+        ops: the device's ops table, for variant drivers.
+
+    Raises:
+        ArgumentError: no such device, or arguments that exclude each other.
+        BusyError: this process has it open.
+        VfioOSError: a system call failed; the message says what to do.
+    """
+    node = mdev(uuid)
+
+    def make(fd: OwnedFd, space: AddressSpace, owns_space: bool) -> MdevDevice:
+        return MdevDevice(node, fd, space, ops=ops, owns_space=owns_space)
+
+    return _open(node, make, mode, address_space)
 
 
 def open_all(
@@ -122,7 +154,7 @@ def open_all(
     with ExitStack() as stack:
         space = stack.enter_context(_space(functions, mode, allow_noiommu))
         opened = [
-            stack.enter_context(_attach(function, space, None, PCI_OPS, owns_space=False)) for function in functions
+            stack.enter_context(PciDevice(function.address, space.attach(function), space)) for function in functions
         ]
         stack.pop_all()
     devices = Devices(opened)
@@ -130,34 +162,43 @@ def open_all(
     return devices
 
 
-def _space(functions: Sequence[sysfs.PciFunction], mode: IommuMode | str, allow_noiommu: bool) -> AddressSpace:
+def _open(
+    node: sysfs.VfioNode,
+    make: Callable[[OwnedFd, AddressSpace, bool], DeviceT],
+    mode: IommuMode | str,
+    address_space: AddressSpace | None,
+    allow_noiommu: bool = False,
+    vf_token: str | None = None,
+) -> DeviceT:
+    """Open a device of any bus; ``make`` gets its file, its address space, and whether it is to close that."""
+    if address_space is not None:
+        if mode != "auto":
+            raise ArgumentError("give either a mode or an address space; the space has a mode already")
+        _require_closed(node)
+        return make(address_space.attach(node, vf_token=vf_token), address_space, False)
+    with ExitStack() as stack:
+        space = stack.enter_context(_space([node], mode, allow_noiommu))
+        device = make(space.attach(node, vf_token=vf_token), space, True)
+        stack.pop_all()
+        return device
+
+
+def _space(nodes: Sequence[sysfs.VfioNode], mode: IommuMode | str, allow_noiommu: bool) -> AddressSpace:
     """Make an address space for devices that are not open yet, in a mode that suits all of them."""
-    for function in functions:
-        if function.noiommu and not allow_noiommu:
-            raise UnsupportedError(explain.noiommu_not_allowed(function.name))
-        if function.iommu_group is None and not function.noiommu:
-            raise UnsupportedError(explain.no_group(function.name))
-        _require_closed(function)
+    for node in nodes:
+        if node.noiommu and not allow_noiommu:
+            raise UnsupportedError(explain.noiommu_not_allowed(node.name))
+        if node.iommu_group is None and not node.noiommu:
+            raise UnsupportedError(explain.no_group(node.name))
+        _require_closed(node)
     if mode == "auto":
         # The modes of the devices differ where only some have a node of their own that this user may open.
-        modes = {best_mode(function) for function in functions}
+        modes = {best_mode(node) for node in nodes}
         mode = modes.pop() if len(modes) == 1 else IommuMode.TYPE1V2
     return AddressSpace(mode, allow_noiommu=allow_noiommu)
 
 
-def _require_closed(function: sysfs.PciFunction) -> None:
+def _require_closed(node: sysfs.VfioNode) -> None:
     # The kernel's own answer depends on the way in: EBUSY from a group, EINVAL from the device's node.
-    if any(vdev.name == function.name for vdev in open_devices()):
-        raise BusyError(f"{function.name} is open in this process already")
-
-
-def _attach(
-    function: sysfs.PciFunction,
-    space: AddressSpace,
-    vf_token: str | None,
-    ops: DeviceOps,
-    *,
-    owns_space: bool,
-) -> PciDevice:
-    fd = space.attach(function, vf_token=vf_token)
-    return PciDevice(function.address, fd, space, ops=ops, owns_space=owns_space)
+    if any(vdev.name == node.name for vdev in open_devices()):
+        raise BusyError(f"{node.name} is open in this process already")

@@ -18,10 +18,10 @@ import pytest
 
 import vfio_user
 from vfio_user import binding, testing
-from vfio_user.binding import Fate, disks, journal, nodes, writes
+from vfio_user.binding import Fate, disks, journal, nodes
 from vfio_user.cli import main
 from vfio_user.errors import BindError, DeadlineError, InUseError, VfioError, VfioOSError
-from vfio_user.kernel import sysfs
+from vfio_user.kernel import sysfs, writes
 
 NOBODY = 65534
 pytestmark = pytest.mark.timeout(200)  # a guest is slow, and each command starts Python twice or more

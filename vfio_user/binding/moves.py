@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import time
 
-from vfio_user.binding import files, nodes, writes
+from vfio_user.binding import files, nodes
 from vfio_user.binding.record import Record, override_for
 from vfio_user.binding.state import driver_override, read_state
 from vfio_user.errors import BindError, DeadlineError, VfioOSError
-from vfio_user.kernel import sysfs
+from vfio_user.kernel import sysfs, writes
 
 __all__ = ["Fate", "attach", "detach", "ensure_driver", "judge", "put_back"]
 

@@ -72,11 +72,11 @@ def cdev_open(code: int, path: str) -> str:
     return ""
 
 
-def no_cdev(name: str, driver: str | None) -> str:
+def no_cdev(node: sysfs.VfioNode) -> str:
     """Explain a device that has no node of its own."""
-    if driver is None or "vfio" not in driver:
-        return str(findings.not_bound(name, driver))
-    return str(findings.no_cdev(name))
+    if node.vfio_device is None:
+        return str(findings.not_bound(node.name, node.driver))
+    return str(findings.no_cdev(node.name))
 
 
 def device_bind(code: int, with_token: bool) -> str:
@@ -112,11 +112,11 @@ def device_attach(code: int, pasid: int | None) -> str:
 def group_open(code: int, number: int, path: str) -> str:
     """Explain a failed open of a group's node."""
     members = sysfs.group(number).members
-    if not members:
-        return f"There is no IOMMU group {number} with a PCI device (any more)"
-    names = ", ".join(str(member.address) for member in members)
+    names = ", ".join(sysfs.group(number).member_names)
+    if not names:
+        return f"There is no IOMMU group {number} (any more)"
     if code == errno.ENOENT:
-        if not any(member.driver and "vfio" in member.driver for member in members):
+        if members and not any(member.driver and "vfio" in member.driver for member in members):
             advice = findings.bind_advice(str(members[0].address))
             return f"No device of group {number} ({names}) is bound to vfio-pci. Bind it: {advice}"
         return findings.node_missing(path).advice
@@ -170,10 +170,10 @@ def not_viable(number: int, culprits: Sequence[tuple[str, str]]) -> str:
 
 def no_such_device(name: str, number: int) -> str:
     """Explain a device that its group does not give."""
-    driver = next((m.driver for m in sysfs.group(number).members if str(m.address) == name), None)
-    if driver is None or "vfio" not in driver:
-        return str(findings.not_bound(name, driver))
-    return f"group {number} has no device {name}"
+    member = next((each for each in sysfs.group(number).members if each.name == name), None)
+    if member is not None and "vfio" not in (member.driver or ""):
+        return str(findings.not_bound(name, member.driver))
+    return f"group {number} has no device {name} (any more)"
 
 
 def device_open(code: int) -> str:

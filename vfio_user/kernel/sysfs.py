@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,12 @@ from vfio_user.errors import ArgumentError, VfioOSError
 __all__ = [
     "Group",
     "PciFunction",
+    "SysfsDevice",
     "VfioNode",
     "cdev_of",
     "group",
     "groups",
+    "link_name",
     "memory_windows",
     "pci_function",
     "pci_functions",
@@ -55,51 +58,42 @@ class VfioNode(Protocol):
         """Tell whether its group is one that VFIO made up for want of an IOMMU."""
 
     @property
+    def vfio_device(self) -> str | None:
+        """Name of its VFIO character device; `None` unless it is bound to a VFIO driver."""
+
+    @property
     def cdev(self) -> str | None:
         """Path of its own node; `None` when the kernel gives it none."""
 
 
-@dataclass(frozen=True)
-class PciFunction:
-    """One PCI function as sysfs shows it; every property is read when it is asked for."""
+class SysfsDevice(ABC):
+    """A device of any bus as sysfs shows it: what `VfioNode` asks for, read when it is asked for.
 
-    address: PciAddress
-    """Where it sits."""
+    Lifetime:
+        A value: a subclass says by `path` where it looks.
+    Locking:
+        None; reads only.
+    """
 
     @property
+    @abstractmethod
     def path(self) -> Path:
         """Its directory in sysfs."""
-        return SYSFS / "bus/pci/devices" / str(self.address)
 
     @property
     def name(self) -> str:
-        """Its address, as sysfs spells it."""
-        return str(self.address)
-
-    @cached_property
-    def vendor(self) -> int:
-        """Vendor id, 16 bits."""
-        return self._number("vendor")
-
-    @cached_property
-    def device(self) -> int:
-        """Device id, 16 bits."""
-        return self._number("device")
-
-    @cached_property
-    def class_code(self) -> int:
-        """Class code, 24 bits: base class, sub-class, programming interface."""
-        return self._number("class")
+        """Its name on its bus, as sysfs spells it."""
+        return self.path.name
 
     @property
     def driver(self) -> str | None:
         """Name of the kernel driver that it is bound to; `None` when there is none."""
-        return _link_name(self.path / "driver")
+        return link_name(self.path / "driver")
 
     @property
     def iommu_group(self) -> int | None:
         """Number of its IOMMU group; `None` when no IOMMU translates for it."""
-        name = _link_name(self.path / "iommu_group")
+        name = link_name(self.path / "iommu_group")
         return int(name) if name is not None else None
 
     @property
@@ -110,32 +104,6 @@ class PciFunction:
         if number is not None and os.path.exists(f"/dev/vfio/noiommu-{number}"):
             return True
         return (self.vfio_device or "").startswith("noiommu-")
-
-    @property
-    def numa_node(self) -> int | None:
-        """NUMA node that it is attached to; `None` when the machine does not say."""
-        text = self._text("numa_node")
-        return int(text) if text and int(text) >= 0 else None
-
-    @property
-    def reset_methods(self) -> tuple[str, ...]:
-        """Ways in which the kernel can reset this function alone, in its order: ``("flr", "bus")``."""
-        return tuple((self._text("reset_method") or "").split())
-
-    @property
-    def is_bridge(self) -> bool:
-        """Tell whether it is a bridge; the kernel never needs those of a group to be bound to VFIO."""
-        return self.class_code >> 16 == _BRIDGE_CLASS
-
-    @property
-    def is_virtual(self) -> bool:
-        """Tell whether it is a virtual function (SR-IOV)."""
-        return (self.path / "physfn").exists()
-
-    @property
-    def on_root_bus(self) -> bool:
-        """Tell whether it sits on a root bus, where no bridge is above that could reset it."""
-        return _ROOT_BUS.fullmatch(os.path.basename(os.path.dirname(os.path.realpath(self.path)))) is not None
 
     @property
     def vfio_device(self) -> str | None:
@@ -154,11 +122,66 @@ class PciFunction:
         """Tell whether the machine has it (still)."""
         return self.path.is_dir()
 
-    def _text(self, name: str) -> str | None:
+    def text(self, name: str) -> str | None:
+        """Read an attribute; `None` when it is missing or not ours to read."""
         try:
             return (self.path / name).read_text().strip()
         except OSError:
             return None
+
+
+@dataclass(frozen=True)
+class PciFunction(SysfsDevice):
+    """One PCI function as sysfs shows it; every property is read when it is asked for."""
+
+    address: PciAddress
+    """Where it sits."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory in sysfs."""
+        return SYSFS / "bus/pci/devices" / str(self.address)
+
+    @cached_property
+    def vendor(self) -> int:
+        """Vendor id, 16 bits."""
+        return self._number("vendor")
+
+    @cached_property
+    def device(self) -> int:
+        """Device id, 16 bits."""
+        return self._number("device")
+
+    @cached_property
+    def class_code(self) -> int:
+        """Class code, 24 bits: base class, sub-class, programming interface."""
+        return self._number("class")
+
+    @property
+    def numa_node(self) -> int | None:
+        """NUMA node that it is attached to; `None` when the machine does not say."""
+        text = self.text("numa_node")
+        return int(text) if text and int(text) >= 0 else None
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """Ways in which the kernel can reset this function alone, in its order: ``("flr", "bus")``."""
+        return tuple((self.text("reset_method") or "").split())
+
+    @property
+    def is_bridge(self) -> bool:
+        """Tell whether it is a bridge; the kernel never needs those of a group to be bound to VFIO."""
+        return self.class_code >> 16 == _BRIDGE_CLASS
+
+    @property
+    def is_virtual(self) -> bool:
+        """Tell whether it is a virtual function (SR-IOV)."""
+        return (self.path / "physfn").exists()
+
+    @property
+    def on_root_bus(self) -> bool:
+        """Tell whether it sits on a root bus, where no bridge is above that could reset it."""
+        return _ROOT_BUS.fullmatch(os.path.basename(os.path.dirname(os.path.realpath(self.path)))) is not None
 
     def _number(self, name: str) -> int:
         try:
@@ -180,6 +203,14 @@ class Group:
     def members(self) -> tuple[PciFunction, ...]:
         """Its PCI functions, ordered by address."""
         return tuple(_functions_in(SYSFS / "kernel/iommu_groups" / str(self.number) / "devices"))
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of its devices of all buses, sorted."""
+        try:
+            return tuple(sorted(os.listdir(SYSFS / "kernel/iommu_groups" / str(self.number) / "devices")))
+        except OSError:
+            return ()
 
     @property
     def culprits(self) -> tuple[PciFunction, ...]:
@@ -266,7 +297,8 @@ def _functions_in(directory: Path) -> list[PciFunction]:
     return sorted(found, key=lambda function: function.address)
 
 
-def _link_name(link: Path) -> str | None:
+def link_name(link: Path) -> str | None:
+    """Give the last part of what a link leads to; `None` when there is no such link."""
     try:
         return os.path.basename(os.readlink(link))
     except OSError:

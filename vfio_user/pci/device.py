@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from vfio_user._uapi import lib
 from vfio_user.addresses import PciAddress
@@ -19,6 +19,7 @@ from vfio_user.device.irq import IrqIndex
 from vfio_user.device.memory import locked
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.device.region import Region
+from vfio_user.device.reset import LOCK_TIMEOUT, ResetListener
 from vfio_user.errors import BoundsError, MemoryDisabledError, NotRestoredError, ResetFailedError, UnsupportedError
 from vfio_user.iommu import AddressSpace, DmaBuffer
 from vfio_user.kernel.fd import OwnedFd
@@ -28,7 +29,7 @@ from vfio_user.kernel.uapi import DeviceFlags
 from vfio_user.memory import ZapReason
 from vfio_user.pci import hot_reset_info
 from vfio_user.pci.config import Command, ConfigSpace
-from vfio_user.pci.devset import LOCK_TIMEOUT, set_of
+from vfio_user.pci.devset import set_of
 from vfio_user.pci.guard import ConfigGuard
 from vfio_user.pci.low_power import LowPower
 from vfio_user.pci.member import Member
@@ -37,7 +38,7 @@ from vfio_user.pci.report import PhaseClock, ResetReport
 from vfio_user.pci.reset import ResetTransaction
 from vfio_user.pci.snapshot import ConfigSnapshot
 
-__all__ = ["PCI_OPS", "PciDevice", "PciIrqs", "ResetListener"]
+__all__ = ["PCI_OPS", "PciDevice", "PciIrqs"]
 
 _IRQ_LABELS = {
     lib.VFIO_PCI_INTX_IRQ_INDEX: "INTx",
@@ -86,16 +87,6 @@ PCI_OPS: DeviceOps = dataclasses.replace(
     reset_set=_reset_set,
 )
 """The ops table of PCI devices; a variant driver replaces single entries of it."""
-
-
-class ResetListener(Protocol):
-    """Who is told of a device's resets: its driver."""
-
-    def reset_prepare(self) -> None:
-        """Stop work: a reset is about to happen. What it raises is told after the reset, which it can't keep off."""
-
-    def reset_done(self) -> None:
-        """Start again: the reset is over, or was called off."""
 
 
 class PciIrqs:

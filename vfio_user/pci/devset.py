@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vfio_user.device.devset import DeviceSet
 from vfio_user.device.embed import container_of
+from vfio_user.device.reset import LOCK_TIMEOUT
 from vfio_user.errors import UnsupportedError, VfioIoctlError
 from vfio_user.iommu.group import open_group
 from vfio_user.kernel import sysfs
@@ -21,10 +22,7 @@ from vfio_user.pci.reset import ResetTransaction
 if TYPE_CHECKING:
     from vfio_user.pci.device import PciDevice
 
-__all__ = ["LOCK_TIMEOUT", "PciDeviceSet", "hot_reset", "set_of"]
-
-LOCK_TIMEOUT = 5.0
-"""Seconds that a reset waits for the locks."""
+__all__ = ["PciDeviceSet", "hot_reset", "set_of"]
 
 
 class PciDeviceSet(DeviceSet):

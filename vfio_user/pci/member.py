@@ -11,7 +11,8 @@ from vfio_user.pci.config import Command
 from vfio_user.pci.snapshot import ConfigSnapshot, PowerState
 
 if TYPE_CHECKING:
-    from vfio_user.pci.device import PciDevice, ResetListener
+    from vfio_user.device.reset import ResetListener
+    from vfio_user.pci.device import PciDevice
 
 __all__ = ["Member"]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.unit.fake_sysfs import FakeSysfs
-from vfio_user.binding import files, journal, nodes, state, writes
+from vfio_user.binding import files, journal, nodes, state
 from vfio_user.binding.state import NodeState
 from vfio_user.errors import VfioOSError
+from vfio_user.kernel import writes
 
 if TYPE_CHECKING:
     import pytest

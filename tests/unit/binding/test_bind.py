@@ -49,7 +49,7 @@ def test_what_is_on_disk_before_anything_changes(bus: FakeBus, monkeypatch: pyte
         seen.append(files_of(bus))
         react(path, text, deadline)
 
-    monkeypatch.setattr("vfio_user.binding.writes.write", look_first)
+    monkeypatch.setattr("vfio_user.kernel.writes.write", look_first)
     vfio_user.bind(DEVICE)
     assert seen[0] == [f"{DEVICE}.json"]
     assert not (bus.journal / "lock").is_symlink()
@@ -212,7 +212,7 @@ def test_a_failure_of_the_second_undoes_the_first(bus: FakeBus) -> None:
         write(path, text, deadline)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vfio_user.binding.writes.write", refuse)
+        patch.setattr("vfio_user.kernel.writes.write", refuse)
         with pytest.raises(BindError):
             vfio_user.bind(FIRST, SECOND, user=1000)
     assert bus.shape() == before

@@ -104,7 +104,7 @@ def bind(node: VfioNode, iommufd: Iommufd, *, vf_token: str | None = None) -> Bo
     token = _token(vf_token)
     path = node.cdev
     if path is None:
-        raise UnsupportedError(explain.no_cdev(node.name, node.driver))
+        raise UnsupportedError(explain.no_cdev(node))
     fd = explain.open_node(path, lambda code: explain.cdev_open(code, path))
     try:
         argument = _argument(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.binding import writes
 from vfio_user.errors import DeadlineError, VfioOSError
+from vfio_user.kernel import writes
 
 
 def soon() -> float:

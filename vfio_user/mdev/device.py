@@ -1,0 +1,160 @@
+"""Mediated devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from functools import cached_property
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from vfio_user.device.base import VfioDevice
+from vfio_user.device.embed import Embedded
+from vfio_user.device.ops import CORE_OPS, DeviceOps
+from vfio_user.device.reset import LOCK_TIMEOUT, ResetListener, reset_alone
+from vfio_user.errors import UnsupportedError, VfioIoctlError
+from vfio_user.iommu import AddressSpace, DmaBuffer
+from vfio_user.kernel.fd import OwnedFd
+from vfio_user.kernel.ioctl import ioctl, requests
+from vfio_user.kernel.mman import Backing
+from vfio_user.kernel.uapi import DeviceFlags
+from vfio_user.mdev.pci import PciFace
+from vfio_user.mdev.sysfs import Mdev
+from vfio_user.pci.device import PCI_OPS
+
+__all__ = ["MDEV_OPS", "MdevDevice"]
+
+
+def _irq_label(vdev: VfioDevice, index: int) -> str:
+    # The same names as on the bus that the device pretends to sit on.
+    return (PCI_OPS if vdev.info.flags & DeviceFlags.PCI else CORE_OPS).irq_label(vdev, index)
+
+
+def _reset(vdev: VfioDevice) -> None:
+    # Drivers of mediated devices that can be reset do not all say so by VFIO_DEVICE_FLAGS_RESET: they are asked.
+    try:
+        ioctl(vdev.fileno(), requests.VFIO_DEVICE_RESET, device=vdev.name)
+    except VfioIoctlError as error:
+        if error.errno == errno.ENOTTY:
+            raise UnsupportedError(f"{vdev.name} can't be reset: its driver has no way to do it") from error
+        raise
+
+
+MDEV_OPS: DeviceOps = dataclasses.replace(CORE_OPS, name="mdev", irq_label=_irq_label, reset=_reset)
+"""The ops table of mediated devices; a variant driver replaces single entries of it."""
+
+
+class MdevDevice:
+    """A mediated device opened through VFIO; `vfio_user.open_mdev` makes one.
+
+    What it looks like is up to the driver that made it: a PCI function mostly, whose parts `pci` names.
+
+    Lifetime:
+        `close()`, or the ``with`` block. Closing twice does nothing. The instance stays on the machine until
+        `Mdev.remove`, which waits for who has it open.
+    Locking:
+        All methods may be called from any thread.
+    """
+
+    vdev = Embedded["MdevDevice", VfioDevice]()
+    """The bus-neutral device; ``container_of(vdev, MdevDevice.vdev)`` leads back."""
+
+    def __init__(
+        self,
+        mdev: Mdev,
+        fd: OwnedFd,
+        space: AddressSpace,
+        *,
+        ops: DeviceOps = MDEV_OPS,
+        owns_space: bool = False,
+    ) -> None:
+        """Take over an open device; `vfio_user.open_mdev` is the usual way.
+
+        Args:
+            mdev: the instance in sysfs.
+            fd: the device's file, from `AddressSpace.attach`; closed on failure too.
+            space: what it was attached to.
+            ops: what is done with it; `MDEV_OPS` or a variant of it.
+            owns_space: close the address space with the device.
+        """
+        self.mdev = mdev
+        """The instance in sysfs: its parent, its type."""
+        self.address_space = space
+        """What it reaches of memory."""
+        self._owns_space = owns_space
+        self.driver: ResetListener | None = None
+        """The driver that drives it, told of resets; `None` while there is none."""
+        self.vdev = VfioDevice(mdev.name, ops, fd, space)
+        try:
+            self.vdev.register()
+        except BaseException:
+            self.vdev.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """Its UUID as sysfs spells it."""
+        return self.vdev.name
+
+    @property
+    def uuid(self) -> UUID:
+        """Its UUID."""
+        return self.mdev.uuid
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed."""
+        return self.vdev.closed
+
+    @cached_property
+    def pci(self) -> PciFace:
+        """Its BARs, configuration space and interrupts by their names, where it looks like a PCI function.
+
+        Raises:
+            UnsupportedError: it looks like something else.
+        """
+        if not self.vdev.info.flags & DeviceFlags.PCI:
+            raise UnsupportedError(f"{self.name} does not look like a PCI function, but like {self.mdev.device_api}")
+        return PciFace(self.vdev)
+
+    def dma_alloc(
+        self, size: int, *, iova_limit: int | None = None, backing: Backing | str = Backing.ANONYMOUS
+    ) -> DmaBuffer:
+        """Allocate memory that the device reaches; see `AddressSpace.alloc`."""
+        return self.address_space.alloc(size, iova_limit=iova_limit, backing=backing)
+
+    def reset(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """Reset it: ``VFIO_DEVICE_RESET``; see `reset_alone`.
+
+        Raises:
+            UnsupportedError: its driver can't.
+            MemoryLockBusyError: a reader did not leave in time; names device and thread. Nothing was reset.
+            NotRestoredError: it was done, but the driver or a peer's mapping did not come back.
+            VfioIoctlError: the kernel refused.
+        """
+        reset_alone(self.vdev, self.driver, lock_timeout)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Give the device back; closing twice does nothing.
+
+        Raises:
+            DeadlineError: calls are still in it after ``timeout`` seconds; nothing is closed then.
+            MemoryLockBusyError: a reader held the memory lock for as long; call again.
+        """
+        try:
+            self.vdev.close(timeout)
+        finally:
+            if self.closed and self._owns_space:
+                self.address_space.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<MdevDevice {self.name} {self.address_space.mode.value} {self.vdev.state.value}>"
