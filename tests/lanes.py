@@ -5,11 +5,18 @@ that can't run, or that runs no test, has failed. Results and logs of each lane 
 
     python tests/lanes.py              all lanes
     python tests/lanes.py unit guest-* those that match
+    python tests/lanes.py --jobs 1     one after the other, with their output as it comes
+
+As many lanes run at once as there are processors, two at most: a guest is emulated by one thread. The output of a lane
+is then shown as a whole when it has ended.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import fnmatch
+import json
 import logging
 import os
 import shutil
@@ -17,6 +24,8 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,9 +214,50 @@ def summary(outcomes: list[Outcome]) -> str:
     return "\n".join(rows)
 
 
-def main(patterns: list[str]) -> int:
+def run_lanes(lanes: Sequence[Lane], jobs: int) -> Iterator[Outcome]:
+    """Run lanes, several at once when there are several `jobs`; yield the outcomes as they come."""
+    if jobs == 1 or len(lanes) == 1:
+        yield from map(run_lane, lanes)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_run_apart, lane): lane for lane in lanes}
+        try:
+            for each in as_completed(running):
+                outcome = each.result()
+                sys.stdout.buffer.write(_log_of(running[each]).read_bytes())
+                yield outcome
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_apart(lane: Lane) -> Outcome:
+    """Run one lane in a process of its own, with its output in a file."""
+    print(f"-- {lane.name} begins", flush=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    log, result = _log_of(lane), OUT / f"{lane.name}.json"
+    result.unlink(missing_ok=True)
+    with log.open("wb") as output:
+        command = [sys.executable, __file__, "--jobs", "1", "--result", str(result), lane.name]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
+    if not result.exists():
+        return Outcome(lane.name, failed=1, problem=f"the lane itself ended with {code}, without a result")
+    return Outcome(**json.loads(result.read_text()))
+
+
+def _log_of(lane: Lane) -> Path:
+    return OUT / f"{lane.name}.log"
+
+
+def main(words: Sequence[str]) -> int:
     """Run the lanes that match; return 0 when all passed."""
-    chosen = [lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns or ["*"])]
+    parser = argparse.ArgumentParser(description="Run lanes of tests.", usage="%(prog)s [--jobs N] [LANE ...]")
+    parser.add_argument("patterns", nargs="*", metavar="LANE", help="names; * and ? match as in the shell")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at once")
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # what `_run_apart` reads
+    arguments = parser.parse_args(words)
+    patterns = arguments.patterns or ["*"]
+    chosen = [lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns)]
     unmatched = [each for each in patterns if not any(fnmatch.fnmatch(lane.name, each) for lane in LANES)]
     if unmatched:
         print(f"no lane matches {' '.join(unmatched)}; there are {' '.join(lane.name for lane in LANES)}")
@@ -215,12 +265,15 @@ def main(patterns: list[str]) -> int:
     os.environ.setdefault("COLUMNS", "110")
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # kernels that are fetched or built
     outcomes = []
-    for lane in chosen:
-        outcome = run_lane(lane)
-        if outcome.problem:
-            print(f"{lane.name}: {outcome.problem}", flush=True)
+    for outcome in run_lanes(chosen, max(1, arguments.jobs)):
+        told = outcome.problem or f"{outcome.passed} passed, {outcome.failed} failed"
+        print(f"-- {outcome.lane}: {told}, {outcome.seconds:.0f} s", flush=True)
         outcomes.append(outcome)
-    print(f"\n{summary(outcomes)}", flush=True)
+    if arguments.result:
+        arguments.result.write_text(json.dumps(dataclasses.asdict(outcomes[0])))
+    else:
+        outcomes.sort(key=lambda each: [lane.name for lane in LANES].index(each.lane))
+        print(f"\n{summary(outcomes)}", flush=True)
     return 1 if any(each.failed for each in outcomes) else 0
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,7 +102,7 @@ def test_exit_code(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], junit: str | None, code: int
 ) -> None:
     pytest_that(monkeypatch, 0 if code == 0 else 1, junit)
-    assert lanes.main(["unit", "uapi"]) == code
+    assert lanes.main(["--jobs", "1", "unit", "uapi"]) == code
     assert capsys.readouterr().out.splitlines()[-1].startswith("total: ")
 
 
@@ -129,3 +132,44 @@ def test_a_lane_runs_again_when_the_emulator_died_and_only_then(out: Path, monke
         monkeypatch.setattr(lanes, "run", die(reason))
         assert lanes.run_lane(lane).problem
         assert len(runs) == times
+
+
+def test_several_lanes_at_once_show_their_output_whole(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    both_run = threading.Barrier(2)
+
+    def apart(lane: Lane) -> Outcome:
+        both_run.wait(30)
+        (out / f"{lane.name}.log").write_text(f"first of {lane.name}\nlast of {lane.name}\n")
+        return Outcome(lane.name, 3, failed=int(lane.name == "uapi"))
+
+    monkeypatch.setattr(lanes, "_run_apart", apart)
+    assert lanes.main(["--jobs", "2", "uapi", "unit"]) == 1
+    told = capfdbinary.readouterr().out.decode()
+    for name in ("unit", "uapi"):
+        assert f"first of {name}\nlast of {name}\n" in told
+    assert told.splitlines()[-1] == "total: 6 passed, 1 failed, 0 skipped"
+
+
+def test_a_lane_in_a_process_of_its_own(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outcome comes back by a file; without one it has failed, whatever its exit code was."""
+
+    def child(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        left = command[command.index("--result") + 1]
+        if works:
+            Path(left).write_text(json.dumps(dataclasses.asdict(Outcome("unit", 5, 0, 1, 2.0))))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", child)
+    works = True
+    assert lanes._run_apart(Lane("unit")) == Outcome("unit", 5, 0, 1, 2.0)
+    works = False
+    assert lanes._run_apart(Lane("unit")).failed == 1
+
+
+def test_a_result_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest_that(monkeypatch, 0, JUNIT.format(5, 0, 0, 2))
+    assert lanes.main(["--result", str(out / "result"), "unit"]) == 0
+    left = Outcome(**json.loads((out / "result").read_text()))
+    assert (left.lane, left.passed, left.skipped) == ("unit", 3, 2)
