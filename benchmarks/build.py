@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CACHE", "compile_all", "library"]
+__all__ = ["CACHE", "compile_all", "cost", "library"]
 
 _SOURCES = Path(__file__).parent / "native"
+#: What the peers include besides: the C of the memory lock, the uAPI.
+_INCLUDED = Path(__file__).parent.parent / "_cdefs"
 #: Compiled peers; a guest finds them here, and has no need of a compiler.
 CACHE = Path(__file__).parent.parent / ".out" / "benchmarks"
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
@@ -19,7 +23,29 @@ _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"
 
 def library(name: str) -> ctypes.CDLL:
     """Load a peer, compiled if that was not done yet; calls through it release the GIL."""
-    return ctypes.CDLL(str(_compiled(_SOURCES / f"{name}.c")))
+    return ctypes.CDLL(str(_compiled(_SOURCES / f"{name}.c")), use_errno=True)
+
+
+def cost(name: str, function: str, unit: float = 1.0) -> Callable[..., float]:
+    """Give a function of a peer that returns its nanoseconds, or less than 0 with ``errno`` when it failed.
+
+    Args:
+        name: of the peer.
+        function: in it.
+        unit: nanoseconds of one unit of the cost: 1e6 for milliseconds.
+    """
+    call = getattr(library(name), function)
+    call.restype = ctypes.c_double
+
+    def measured(*arguments: object) -> float:
+        ctypes.set_errno(0)
+        found = float(call(*arguments))
+        if found < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{function}() of {name}.c: {os.strerror(code)}")
+        return found / unit
+
+    return measured
 
 
 def compile_all() -> None:
@@ -29,8 +55,8 @@ def compile_all() -> None:
 
 
 def _compiled(source: Path) -> Path:
-    headers = sorted(_SOURCES.glob("*.h"))
-    content = b"".join(path.read_bytes() for path in (source, *headers)) + " ".join(_FLAGS).encode()
+    included = sorted([*_SOURCES.glob("*.h"), *_INCLUDED.glob("mmio/*"), *_INCLUDED.glob("uapi/*")])
+    content = b"".join(path.read_bytes() for path in (source, *included)) + " ".join(_FLAGS).encode()
     target = CACHE / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not target.exists():
         compiler = shutil.which("cc") or shutil.which("gcc")

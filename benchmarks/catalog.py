@@ -13,7 +13,7 @@ __all__ = ["DEVICES", "MODULES", "find"]
 #: By place, the modules; each has `benchmarks()`, a generator of `Benchmark`.
 MODULES: dict[str, tuple[str, ...]] = {
     "native": ("benchmarks.micro",),
-    "guest": (),
+    "guest": ("benchmarks.bars", "benchmarks.mappings", "benchmarks.resets"),
 }
 #: What the guest's benchmarks need.
 DEVICES = ("edu", "nvme,size=64M", "ivshmem,size=256M")
