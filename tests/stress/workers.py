@@ -12,7 +12,7 @@ from typing import TypeAlias
 from tests.stress.crew import Crew
 from vfio_user import PciDevice, Program
 from vfio_user.device import Region
-from vfio_user.drivers.edu import IRQ_ACK, IRQ_STATUS, Edu
+from vfio_user.drivers.edu import IRQ_ACK, Edu
 from vfio_user.errors import BusyError, DeadlineError, MemoryLockBusyError, VfioError, ZappedError
 from vfio_user.memory import WindowState
 
@@ -108,5 +108,5 @@ def settle(edu: Edu) -> None:
     """After a call that did not come to its end: let the device finish, and forget what it still tells."""
     time.sleep(0.15)  # a transfer takes a tenth of a second
     with suppress(VfioError):
-        edu.bar.write32(IRQ_ACK, edu.bar.read32(IRQ_STATUS))
+        edu.regs.irq_ack.write(edu.regs.irq_status.read())
         edu.vector.drain()

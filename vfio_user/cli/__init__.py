@@ -19,6 +19,7 @@ COMMANDS = {
     "info": "info",
     "tree": "tree",
     "doctor": "doctor",
+    "regs": "regs",
     "bind": "bind",
     "unbind": "bind",
     "restore": "bind",

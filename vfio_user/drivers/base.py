@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from vfio_user.addresses import PciId
+from vfio_user.device.regmap import RegisterMap
 from vfio_user.errors import BusyError, UnsupportedError
 from vfio_user.pci.device import PciDevice
 
@@ -36,6 +37,8 @@ class Driver:
 
     match: ClassVar[tuple[PciId, ...]] = ()
     """The devices that this driver drives, by ids or class code."""
+    register_maps: ClassVar[tuple[type[RegisterMap], ...]] = ()
+    """The maps of its registers, for ``vfio-user regs`` and ``vfio-user watch``."""
 
     def __init__(self, pci: PciDevice) -> None:
         """Take a device, which is not touched yet.

@@ -5,5 +5,16 @@ from __future__ import annotations
 from vfio_user.inventory.details import Details, inspect
 from vfio_user.inventory.facts import Bar, FunctionFacts, describe, survey
 from vfio_user.inventory.filters import Filter
+from vfio_user.inventory.readings import MapReading, read_registers
 
-__all__ = ["Bar", "Details", "Filter", "FunctionFacts", "describe", "inspect", "survey"]
+__all__ = [
+    "Bar",
+    "Details",
+    "Filter",
+    "FunctionFacts",
+    "MapReading",
+    "describe",
+    "inspect",
+    "read_registers",
+    "survey",
+]

@@ -21,6 +21,7 @@ from vfio_user.device.vector import IrqVector
 from vfio_user.drivers.nvme import regs
 from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
 from vfio_user.drivers.nvme.opcodes import AdminOpcode, Cns, IoOpcode, LogPageId
+from vfio_user.drivers.nvme.registers import NvmeRegisters
 from vfio_user.errors import DeviceGoneError, ZappedError
 from vfio_user.iommu import AddressSpace, IommuMode
 from vfio_user.iommu.info import IommuInfo
@@ -132,20 +133,24 @@ class Model:
         self._check()
         if self.gone:
             return 0xFFFF_FFFF
-        if offset == regs.CSTS:
+        if offset == NvmeRegisters.csts.offset:
             return self.csts | self.fatal << 1
-        return {regs.VS: self.version, regs.CC: self.cc, regs.AQA: self.aqa}[offset]
+        return {
+            NvmeRegisters.vs.offset: self.version,
+            NvmeRegisters.cc.offset: self.cc,
+            NvmeRegisters.aqa.offset: self.aqa,
+        }[offset]
 
     def read64(self, offset: int) -> int:
         self._check()
-        return (1 << 64) - 1 if self.gone else {regs.CAP: self.cap}[offset]
+        return (1 << 64) - 1 if self.gone else {NvmeRegisters.cap.offset: self.cap}[offset]
 
     def write64(self, offset: int, value: int) -> None:
         self._check()
-        if offset == regs.ASQ:
+        if offset == NvmeRegisters.asq.offset:
             self.asq = value
         else:
-            assert offset == regs.ACQ
+            assert offset == NvmeRegisters.acq.offset
             self.acq = value
 
     def write32(self, offset: int, value: int) -> None:
@@ -154,10 +159,10 @@ class Model:
             return
         if offset >= regs.DOORBELLS:
             self._bell((offset - regs.DOORBELLS) // 4, value)
-        elif offset == regs.AQA:
+        elif offset == NvmeRegisters.aqa.offset:
             self.aqa = value
         else:
-            assert offset == regs.CC
+            assert offset == NvmeRegisters.cc.offset
             self._configure(value)
 
     def _check(self) -> None:

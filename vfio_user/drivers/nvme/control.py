@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vfio_user.drivers.nvme import regs
 from vfio_user.drivers.nvme.errors import NvmeDeadlineError, NvmeFatalError, NvmeUnsupportedError
+from vfio_user.drivers.nvme.registers import NvmeRegisters
 from vfio_user.drivers.nvme.regs import Capabilities, ControllerStatus, Version
 from vfio_user.errors import DeviceGoneError
 
@@ -43,14 +44,14 @@ class ControllerRegisters:
             DeviceGoneError: it reads as all-ones.
             NvmeUnsupportedError: no NVM command set, or no PCIe transport.
         """
-        self._bar = bar
+        self._regs = NvmeRegisters(bar)
         self._name = name
-        cap = bar.read64(regs.CAP)
+        cap = self._regs.cap.read()
         if cap == regs.ALL_ONES64:
             raise self._gone()
         self.capabilities: Capabilities = Capabilities.from_int(cap)
         """Register CAP."""
-        self.version: Version = Version.from_int(bar.read32(regs.VS))
+        self.version: Version = Version.from_int(self._regs.vs.read())
         """Register VS."""
         if cap == 0:
             raise NvmeUnsupportedError(
@@ -73,7 +74,7 @@ class ControllerRegisters:
 
     def status(self) -> ControllerStatus:
         """Read CSTS."""
-        return ControllerStatus.from_int(self._bar.read32(regs.CSTS))
+        return ControllerStatus.from_int(self._regs.csts.read())
 
     def diagnose(self) -> None:
         """Raise if the controller can't answer any more.
@@ -97,11 +98,11 @@ class ControllerRegisters:
             NvmeDeadlineError: CSTS.RDY stayed 1.
             DeviceGoneError: it reads as all-ones.
         """
-        configuration = self._bar.read32(regs.CC)
+        configuration = self._regs.cc.get()
         if configuration == regs.ALL_ONES32:
             raise self._gone()
-        if configuration & regs.CC_ENABLE:
-            self._bar.write32(regs.CC, configuration & ~regs.CC_ENABLE & ~regs.CC_SHUTDOWN_MASK)
+        if configuration.en:
+            self._regs.cc.write(configuration.replace(en=0, shn=0))
         self._wait("stop (CSTS.RDY = 0)", self.ready_timeout, lambda status: not status.ready)
 
     def enable(self, entries: int, submissions: int, completions: int) -> None:
@@ -119,10 +120,10 @@ class ControllerRegisters:
         """
         selection = self.capabilities.command_set_selection
         assert selection is not None  # the constructor has checked
-        self._bar.write32(regs.AQA, regs.admin_queue_attributes(entries))
-        self._bar.write64(regs.ASQ, submissions)
-        self._bar.write64(regs.ACQ, completions)
-        self._bar.write32(regs.CC, regs.configuration(self.page_size, selection))
+        self._regs.aqa.write(regs.admin_queue_attributes(entries))
+        self._regs.asq.write(submissions)
+        self._regs.acq.write(completions)
+        self._regs.cc.write(regs.configuration(self.page_size, selection))
         self._wait("start (CSTS.RDY = 1)", self.ready_timeout, lambda status: status.ready, fatal=True)
 
     def shutdown(self, timeout: float) -> None:
@@ -133,10 +134,10 @@ class ControllerRegisters:
             NvmeFatalError: the controller failed meanwhile.
             DeviceGoneError: it reads as all-ones.
         """
-        configuration = self._bar.read32(regs.CC)
+        configuration = self._regs.cc.get()
         if configuration == regs.ALL_ONES32:
             raise self._gone()
-        self._bar.write32(regs.CC, configuration & ~regs.CC_SHUTDOWN_MASK | regs.CC_SHUTDOWN_NORMAL)
+        self._regs.cc.write(configuration.replace(shn=0b01))
         self._wait("shut down (CSTS.SHST = 10b)", timeout, lambda status: status.shutdown_complete, fatal=True)
 
     def _wait(

@@ -15,6 +15,7 @@ from vfio_user.drivers.nvme.control import ControllerRegisters
 from vfio_user.drivers.nvme.errors import NvmeNotRunningError
 from vfio_user.drivers.nvme.opcodes import FeatureId
 from vfio_user.drivers.nvme.queues import QueueSet
+from vfio_user.drivers.nvme.registers import NvmeRegisters
 from vfio_user.errors import ArgumentError, BoundsError, ClosedError, VfioError, ZappedError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ControllerLife(Driver):
     """
 
     match = (PciId(class_code=0x010802),)
+    register_maps = (NvmeRegisters,)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Controller registers of NVMe (NVMe Base 2.0, 3.1.3): offsets in BAR 0, and their fields as values.
+"""What the controller registers of NVMe mean (NVMe Base 2.0, 3.1.3); registers.py declares them.
 
 Everything here is pure: an integer that was read goes in, a frozen value comes out.
 """
@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vfio_user.drivers.nvme.registers import (
+    AdminQueueSizes,
+    CapabilitiesRegister,
+    ConfigurationRegister,
+    ShutdownStatus,
+    StatusRegister,
+    VersionRegister,
+)
 from vfio_user.errors import BoundsError
 
 __all__ = [
-    "ACQ",
     "ALL_ONES32",
     "ALL_ONES64",
-    "AQA",
-    "ASQ",
-    "CAP",
-    "CC",
-    "CC_ENABLE",
-    "CC_SHUTDOWN_MASK",
-    "CC_SHUTDOWN_NORMAL",
-    "CSTS",
     "DOORBELLS",
-    "INTMC",
-    "INTMS",
-    "VS",
     "Capabilities",
     "ControllerStatus",
     "Version",
@@ -33,33 +29,8 @@ __all__ = [
     "doorbell_offset",
 ]
 
-CAP = 0x00
-"""Controller Capabilities, 64 bits (3.1.3.1)."""
-VS = 0x08
-"""Version, 32 bits (3.1.3.2)."""
-INTMS = 0x0C
-"""Interrupt Mask Set, 32 bits; not used with MSI-X (3.1.3.3)."""
-INTMC = 0x10
-"""Interrupt Mask Clear, 32 bits; not used with MSI-X (3.1.3.4)."""
-CC = 0x14
-"""Controller Configuration, 32 bits (3.1.3.5)."""
-CSTS = 0x1C
-"""Controller Status, 32 bits (3.1.3.6)."""
-AQA = 0x24
-"""Admin Queue Attributes, 32 bits (3.1.3.8)."""
-ASQ = 0x28
-"""Admin Submission Queue Base Address, 64 bits (3.1.3.9)."""
-ACQ = 0x30
-"""Admin Completion Queue Base Address, 64 bits (3.1.3.10)."""
 DOORBELLS = 0x1000
 """First doorbell (NVMe over PCIe 1.0, 3.1.2.1)."""
-
-CC_ENABLE = 1 << 0
-"""CC.EN: the controller processes commands while it is 1."""
-CC_SHUTDOWN_MASK = 0b11 << 14
-"""CC.SHN, the shutdown notification."""
-CC_SHUTDOWN_NORMAL = 0b01 << 14
-"""CC.SHN for an orderly shutdown."""
 
 ALL_ONES32 = 0xFFFF_FFFF
 """What a 32-bit register reads as when nothing answers on the bus."""
@@ -97,15 +68,16 @@ class Capabilities:
     @classmethod
     def from_int(cls, value: int) -> Capabilities:
         """Decode the 64 bits of CAP."""
+        cap = CapabilitiesRegister(value)
         return cls(
-            max_queue_entries=(value & 0xFFFF) + 1,
-            contiguous_queues_required=bool(value >> 16 & 1),
-            timeout=(value >> 24 & 0xFF) * 0.5,
-            doorbell_stride=4 << (value >> 32 & 0xF),
-            subsystem_reset=bool(value >> 36 & 1),
-            command_sets=value >> 37 & 0xFF,
-            min_page_size=1 << (12 + (value >> 48 & 0xF)),
-            max_page_size=1 << (12 + (value >> 52 & 0xF)),
+            max_queue_entries=cap.mqes + 1,
+            contiguous_queues_required=bool(cap.cqr),
+            timeout=cap.to * 0.5,
+            doorbell_stride=4 << cap.dstrd,
+            subsystem_reset=bool(cap.nssrs),
+            command_sets=cap.css,
+            min_page_size=4096 << cap.mpsmin,
+            max_page_size=4096 << cap.mpsmax,
         )
 
     @property
@@ -140,7 +112,8 @@ class Version:
     @classmethod
     def from_int(cls, value: int) -> Version:
         """Decode 32 bits: major 31:16, minor 15:8, tertiary 7:0."""
-        return cls(value >> 16 & 0xFFFF, value >> 8 & 0xFF, value & 0xFF)
+        version = VersionRegister(value)
+        return cls(version.mjr, version.mnr, version.ter)
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.tertiary}"
@@ -168,13 +141,14 @@ class ControllerStatus:
         """Decode the 32 bits of CSTS; all-ones gives ``gone`` and nothing else."""
         if value == ALL_ONES32:
             return cls(False, False, False, False, False, gone=True)
-        shutdown = value >> 2 & 0b11
+        status = StatusRegister(value)
+        shutdown = StatusRegister.shst.number(value)  # 11b, which is reserved, is neither
         return cls(
-            ready=bool(value & 1),
-            fatal=bool(value & 2),
-            shutdown_in_progress=shutdown == 0b01,
-            shutdown_complete=shutdown == 0b10,
-            processing_paused=bool(value & 1 << 5),
+            ready=status.rdy,
+            fatal=status.cfs,
+            shutdown_in_progress=shutdown == ShutdownStatus.UNDER_WAY,
+            shutdown_complete=shutdown == ShutdownStatus.COMPLETE,
+            processing_paused=status.pp,
             gone=False,
         )
 
@@ -187,7 +161,9 @@ def configuration(page_size: int, command_set: int) -> int:
         command_set: `Capabilities.command_set_selection`.
     """
     page_shift = page_size.bit_length() - 1
-    return CC_ENABLE | command_set << 4 | page_shift - 12 << 7 | _SQ_ENTRY_SHIFT << 16 | _CQ_ENTRY_SHIFT << 20
+    return ConfigurationRegister.compose(
+        en=1, css=command_set, mps=page_shift - 12, iosqes=_SQ_ENTRY_SHIFT, iocqes=_CQ_ENTRY_SHIFT
+    )
 
 
 def admin_queue_attributes(entries: int) -> int:
@@ -198,7 +174,7 @@ def admin_queue_attributes(entries: int) -> int:
     """
     if not 2 <= entries <= 4096:
         raise BoundsError(f"an admin queue of {entries} entries can't be: choose 2 to 4096")
-    return (entries - 1) << 16 | (entries - 1)
+    return AdminQueueSizes.compose(asqs=entries - 1, acqs=entries - 1)
 
 
 def doorbell_offset(qid: int, *, completion: bool, stride: int) -> int:

@@ -1,0 +1,119 @@
+"""Registers by name, on real devices: through VFIO, and beside the process that drives one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import vfio_user
+from tests.guest.leaks import nothing_left
+from vfio_user import testing
+from vfio_user.cli import main
+from vfio_user.drivers.edu import Edu, EduRegisters
+from vfio_user.drivers.nvme import NvmeController
+from vfio_user.drivers.nvme.registers import NvmeRegisters
+from vfio_user.errors import DeadlineError, MemoryDisabledError, UnsupportedError, VfioError, VfioOSError
+from vfio_user.inventory import read_registers
+
+DRIVER = """
+import sys, vfio_user
+from vfio_user.drivers.edu import Edu
+with vfio_user.open(sys.argv[1]) as pci, Edu(pci) as edu:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(edu.factorial(int(line)), flush=True)
+"""
+
+
+@pytest.fixture
+def driven() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """An edu that another process drives; it computes factorials of what is written to it."""
+    address = testing.devices("edu")[0].address
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        yield address, process
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def ask(process: subprocess.Popen[str], number: int) -> int:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{number}\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
+def test_the_map_and_the_raw_accessors_see_the_same() -> None:
+    with nothing_left(), vfio_user.open(testing.device("nvme").address) as pci:
+        bar, regs = pci.bar(0), NvmeRegisters(pci.bar(0))
+        for register in regs.bound():
+            raw = bar.read64 if register.register.width == 64 else bar.read32
+            assert register.read() == raw(register.offset)
+        assert regs.cap.get().mqes == bar.read64(0) & 0xFFFF
+        with NvmeController(pci) as controller:
+            assert regs.csts.get().rdy
+            assert regs.cc.get().en == 1
+            assert regs.aqa.get().asqs == regs.aqa.get().acqs > 0
+            assert regs.vs.get().mjr == controller.version.major
+        assert not regs.csts.get().rdy
+
+
+def test_waiting_for_a_field() -> None:
+    with vfio_user.open(testing.device("edu").address) as pci:
+        regs = EduRegisters(pci.bar(0))
+        regs.factorial.write(6)
+        assert not regs.status.wait(10.0, computing=0).computing
+        assert regs.factorial.read() == 720
+        with pytest.raises(DeadlineError):
+            regs.status.wait(0.01, computing=1)
+
+
+def test_registers_beside_a_driver(driven: tuple[str, subprocess.Popen[str]]) -> None:
+    """Where the kernel allows it; else it is refused with a reason, and nothing is disturbed either way."""
+    address, process = driven
+    assert ask(process, 6) == 720
+    refusal, found = "", {}
+    try:
+        (laid,) = read_registers(address, live=True)
+        found = {each.register.name: each.value for each in laid.readings}
+    except VfioOSError as error:
+        refusal = str(error)
+    print(refusal or found)
+    assert "iomem=relaxed" in refusal or (found["identification"], found["factorial"]) == (0x010000ED, 720)
+    assert ask(process, 7) == 5040
+
+
+def test_live_registers_of_a_device_that_sleeps_are_refused() -> None:
+    with pytest.raises(VfioError) as caught:
+        read_registers(testing.device("nvme").address, live=True)
+    assert isinstance(caught.value, MemoryDisabledError), "nobody has it open, so it sleeps or does not decode"
+
+
+def test_the_command() -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["regs", testing.device("edu").address, "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(out.getvalue())}
+    assert rows["identification"]["fields"] == {"magic": 0xED, "minor": 0, "major": 1}
+    assert rows["irq_ack"]["note"] == "write-only"
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        assert main(["regs", testing.device("nvme").address]) == 0
+    print(text.getvalue())
+    assert "mqes=2047" in text.getvalue()
+    assert main(["regs", testing.device("ivshmem").address]) == 2, "there is no map for it"
+    with pytest.raises(UnsupportedError, match="MODULE:CLASS"):
+        read_registers(testing.device("ivshmem").address)
+    with vfio_user.open(testing.device("edu").address) as pci, Edu(pci) as edu:
+        assert edu.factorial(5) == 120
