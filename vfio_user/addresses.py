@@ -19,16 +19,35 @@ Vaddr = NewType("Vaddr", int)
 _BDF = re.compile(
     r"(?:(?P<domain>[0-9a-f]{1,8}):)?(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])"
 )
-# Other spellings of the same: a path in sysfs, udev's and virsh's names.
-_WRAPPED = re.compile(r"/sys/(?:\S*/)?(?P<path>[0-9a-f:]+\.[0-7])/?|pci[@:](?P<udev>[0-9a-f]{4,8}:\S+)")
+# Other spellings of the same: a path in sysfs, udev's names and paths, what QEMU takes; and virsh's names.
+_WRAPPED = re.compile(
+    r"/sys/(?:\S*/)?(?P<path>[0-9a-f:]+\.[0-7])/?"
+    r"|(?:pci[@:]|pci-|/dev/\S+/by-path/pci-)(?P<udev>[0-9a-f]{4,8}:[0-9a-f:]+\.[0-7])"
+    r"|(?:vfio-pci,)?host=(?P<qemu>[0-9a-f:]+\.[0-7])"
+)
 _VIRSH = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])")
-# What looks like an address and is none: pattern, and what to do about it.
+_SHOWN = 100
+_IDS = r"(?:0x)?(?P<vendor>[0-9a-f]{4}):(?:0x)?(?P<device>[0-9a-f]{4})"
+_THESE_ARE_IDS = "these are ids (vendor:device); vfio-user list --id {vendor}:{device} gives the addresses"
+_HEX = r"(?:0x)?[0-9a-f]+"
+# What looks like an address and is none: pattern, and what to do about it; the pattern's groups are filled in.
 _MISTAKES = (
     (r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}", "it lacks the function: write {text}.0 for the first"),
-    (r"[0-9a-f]{4}:[0-9a-f]{4}", "these are ids (vendor:device); vfio-user list --id {text} gives the addresses"),
+    (_IDS, _THESE_ARE_IDS),
+    (rf"\[{_IDS}\]", _THESE_ARE_IDS),
+    (r"pci:v0{4}(?P<vendor>[0-9a-f]{4})d0{4}(?P<device>[0-9a-f]{4})\S*", _THESE_ARE_IDS),
     (r"pci:\d+(?:@\d+)?:\d+:\d+", "X.org's BusID is decimal; lspci -D gives the address in hexadecimal"),
     (r"(?:[0-9a-f]{4}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}[:.][89a-f]", "functions are 0 to 7"),
     (r"(?:[0-9a-f]{4}[:.])?[0-9a-f]{2}[:.][0-9a-f]{2}[:.][0-7]", "the separators are :, : and ."),
+    (r"(?P<first>(?:[0-9a-f]{4,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7])[\s,;]+\S.*", "give the address alone: {first}"),
+    (r"(?P<first>pci-[0-9a-f]{4,8}:[0-9a-f:]+\.[0-7])-\S+", "this is what hangs on the device; it is {first}"),
+    (rf"{_HEX}\.[0-7]", "it lacks the bus: write domain:bus:device.function, such as 0000:01:00.0"),
+    (r"<address .*", "write its numbers as domain:bus:slot.function, in hexadecimal and without 0x"),
+    (
+        r"(?:/dev/)?vfio/?(?:devices/)?(?:noiommu-)?(?:vfio)?(?P<node>\d*)",
+        "this is a node; vfio-user list shows which device has which group",
+    ),
+    (r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "this is the UUID of a mediated device, which is no PCI function"),
     (r"[a-z_][a-z0-9_-]*", "this is a name; vfio-user list gives addresses, and ls -l /sys/class/*/{text}/device too"),
 )
 
@@ -59,8 +78,8 @@ class PciAddress:
     def parse(cls, text: str | PciAddress) -> PciAddress:
         """Read an address as people write it: ``0000:01:00.0`` or ``01:00.0``, in either case.
 
-        Also a path below ``/sys`` that ends in one, and the names of udev (``pci:0000:01:00.0``, ``pci@0000:01:00.0``)
-        and virsh (``pci_0000_01_00_0``).
+        Also a path below ``/sys`` that ends in one, the names of udev (``pci:0000:01:00.0``, ``pci@0000:01:00.0``,
+        ``pci-0000:01:00.0``) and virsh (``pci_0000_01_00_0``), and QEMU's ``host=01:00.0``.
 
         Raises:
             ArgumentError: it is not such an address; the message guesses what was meant.
@@ -70,9 +89,7 @@ class PciAddress:
         plain = _unwrapped(str(text).strip().lower())
         found = _BDF.fullmatch(plain)
         if found is None:
-            hint = next((hint for pattern, hint in _MISTAKES if re.fullmatch(pattern, plain)), None)
-            hint = hint or "write domain:bus:device.function, such as 0000:01:00.0"
-            raise ArgumentError(f"{text!r} is not a PCI address; {hint.format(text=plain)}")
+            raise ArgumentError(f"{_short(text)} is not a PCI address; {_hint(plain)}")
         return cls(*(int(part or "0", 16) for part in found.groups()))
 
     @property
@@ -89,7 +106,21 @@ def _unwrapped(text: str) -> str:
     if virsh is not None:
         return "{}:{}:{}.{}".format(*virsh.groups())
     found = _WRAPPED.fullmatch(text)
-    return (found["path"] or found["udev"]) if found is not None else text
+    return (found["path"] or found["udev"] or found["qemu"]) if found is not None else text
+
+
+def _hint(text: str) -> str:
+    """Guess what was meant."""
+    for pattern, hint in _MISTAKES:
+        found = re.fullmatch(pattern, text, re.DOTALL)
+        if found is not None:
+            return hint.format(text=text, **found.groupdict())
+    return "write domain:bus:device.function, such as 0000:01:00.0"
+
+
+def _short(text: object) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ def test_text_of_an_address_is_read_back(address: PciAddress) -> None:
         ("pci:0000:01:00.0", "0000:01:00.0"),
         ("pci@0000:01:00.0", "0000:01:00.0"),
         ("pci_0000_01_00_0", "0000:01:00.0"),
+        ("pci-0000:01:00.0", "0000:01:00.0"),
+        ("/dev/dri/by-path/pci-0000:01:00.0", "0000:01:00.0"),
+        ("vfio-pci,host=01:00.0", "0000:01:00.0"),
+        ("host=0000:01:00.0", "0000:01:00.0"),
+        ("0000:AF:00.1", "0000:af:00.1"),
     ],
 )
 def test_spellings_that_people_use(text: str, spelled: str) -> None:
@@ -51,6 +56,20 @@ def test_spellings_that_people_use(text: str, spelled: str) -> None:
         ("01:00", "lacks the function: write 01:00.0 for the first"),
         ("0000:01:00", "write 0000:01:00.0"),
         ("8086:1533", "vfio-user list --id 8086:1533 gives the addresses"),
+        ("1234:11E8", "vfio-user list --id 1234:11e8 gives the addresses"),
+        ("0x8086:0x1533", "vfio-user list --id 8086:1533 gives the addresses"),
+        ("[8086:1533]", "vfio-user list --id 8086:1533 gives the addresses"),
+        ("pci:v00008086d00001533sv0000", "vfio-user list --id 8086:1533 gives the addresses"),
+        ("01:00.0 Ethernet controller: Intel Corporation I210 (rev 03)", "give the address alone: 01:00.0"),
+        ("01:00.0 0200: 8086:1533 (rev 03)", "give the address alone: 01:00.0"),
+        ("0000:01:00.0,0000:01:00.1", "give the address alone: 0000:01:00.0"),
+        ("pci-0000:01:00.0-nvme-1", "it is pci-0000:01:00.0"),
+        ("00.0", "it lacks the bus"),
+        ("<address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>", "domain:bus:slot.function"),
+        ("/dev/vfio/7", "this is a node"),
+        ("/dev/vfio/devices/vfio0", "this is a node"),
+        ("vfio0", "this is a node"),
+        ("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "this is the UUID of a mediated device"),
         ("PCI:1:0:0", "BusID is decimal"),
         ("01:00.8", "functions are 0 to 7"),
         ("0000:01:00:0", "the separators are :, : and ."),
@@ -86,6 +105,12 @@ def test_hints_at_what_was_meant(text: str, hint: str) -> None:
 def test_refusal_shows_the_text(text: str) -> None:
     with pytest.raises(ArgumentError, match=r"PCI"):
         PciAddress.parse(text)
+
+
+def test_long_text_is_shown_in_part() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        PciAddress.parse("0" * 100_000)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("thing", [None, 7, b"01:00.0", ["01:00.0"]])

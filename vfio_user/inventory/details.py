@@ -172,16 +172,16 @@ def _reserved(group: int | None) -> Iterator[tuple[str, str, str]]:
     if group is None:
         return
     try:
-        lines = (sysfs.SYSFS / f"kernel/iommu_groups/{group}/reserved_regions").read_text().splitlines()
+        lines = (sysfs.SYSFS / f"kernel/iommu_groups/{group}/reserved_regions").read_text(errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
-        first, last, kind = line.split()
-        yield (f"{int(first, 16):#x}", f"{int(last, 16):#x}", kind)
+        first, last, kind = sysfs.three_words(line)
+        yield (hex(sysfs.read_number(first, 16)), hex(sysfs.read_number(last, 16)), kind)
 
 
 def _text(function: PciFunction, name: str) -> str | None:
     try:
-        return (function.path / name).read_text().strip() or None
+        return (function.path / name).read_text(errors="replace").strip() or None
     except OSError:
         return None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import asdict, dataclass
 
 from vfio_user.binding import uses
 from vfio_user.binding.state import expected_nodes
-from vfio_user.errors import VfioOSError
+from vfio_user.errors import MalformedReplyError, VfioOSError
 from vfio_user.kernel import sysfs, topology
 from vfio_user.kernel.sysfs import PciFunction
 from vfio_user.pci.names import PciNames, load_names
@@ -176,11 +175,11 @@ def _blockers(function: PciFunction) -> tuple[str, ...]:
 def _bars(function: PciFunction) -> tuple[Bar, ...]:
     found = []
     try:
-        lines = (function.path / "resource").read_text().splitlines()
+        lines = (function.path / "resource").read_text(errors="replace").splitlines()
     except OSError:
         return ()
     for number, line in enumerate(line for line in lines[: _BARS + 1] if line.strip()):
-        start, end, flags = (int(word, 16) for word in line.split())
+        start, end, flags = sysfs.read_resource(line)
         if end > start:
             kind = "memory" if flags & _MEMORY else "I/O"
             kind += ", 64 bits" * bool(flags & _WIDE) + ", prefetchable" * bool(flags & _PREFETCH)
@@ -190,10 +189,9 @@ def _bars(function: PciFunction) -> tuple[Bar, ...]:
 
 def _number(function: PciFunction, name: str, base: int = 16) -> int | None:
     try:
-        text = (function.path / name).read_text().strip()
-    except OSError:
+        return sysfs.read_number((function.path / name).read_text(errors="replace").strip(), base, name)
+    except (OSError, MalformedReplyError):
         return None
-    return int(text, base) if re.fullmatch(r"(0x)?[0-9a-f]+", text) else None
 
 
 def _link(function: PciFunction, name: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vfio_user.addresses import IovaRange, PciAddress
-from vfio_user.errors import ArgumentError, VfioOSError
+from vfio_user.errors import ArgumentError, MalformedReplyError, VfioOSError
 
 __all__ = [
     "Group",
@@ -25,6 +25,9 @@ __all__ = [
     "memory_windows",
     "pci_function",
     "pci_functions",
+    "read_number",
+    "read_resource",
+    "three_words",
     "vfio_device_in",
 ]
 
@@ -33,6 +36,7 @@ CDEVS = "/dev/vfio/devices"
 
 _BRIDGE_CLASS = 0x06
 _RESOURCE_MEMORY = 0x200
+_NUMBERS = {10: re.compile(r"[0-9]{1,20}"), 16: re.compile(r"(?:0x)?[0-9a-fA-F]{1,16}")}
 _ROOT_BUS = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _HARMLESS_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "xen-pciback"})
 """Drivers which the kernel takes as owned by the user or as harmless when it tells whether a group is viable."""
@@ -94,7 +98,7 @@ class SysfsDevice(ABC):
     def iommu_group(self) -> int | None:
         """Number of its IOMMU group; `None` when no IOMMU translates for it."""
         name = link_name(self.path / "iommu_group")
-        return int(name) if name is not None else None
+        return read_number(name, 10, self.path / "iommu_group") if name is not None else None
 
     @property
     def noiommu(self) -> bool:
@@ -125,7 +129,7 @@ class SysfsDevice(ABC):
     def text(self, name: str) -> str | None:
         """Read an attribute; `None` when it is missing or not ours to read."""
         try:
-            return (self.path / name).read_text().strip()
+            return (self.path / name).read_text(errors="replace").strip()
         except OSError:
             return None
 
@@ -161,7 +165,7 @@ class PciFunction(SysfsDevice):
     def numa_node(self) -> int | None:
         """NUMA node that it is attached to; `None` when the machine does not say."""
         text = self.text("numa_node")
-        return int(text) if text and int(text) >= 0 else None
+        return read_number(text, 10, self.path / "numa_node") if text and not text.startswith("-") else None
 
     @property
     def reset_methods(self) -> tuple[str, ...]:
@@ -184,12 +188,13 @@ class PciFunction(SysfsDevice):
         return _ROOT_BUS.fullmatch(os.path.basename(os.path.dirname(os.path.realpath(self.path)))) is not None
 
     def _number(self, name: str) -> int:
+        path = self.path / name
         try:
-            return int((self.path / name).read_text().strip(), 16)
+            text = path.read_text(errors="replace").strip()
         except OSError as error:
-            raise VfioOSError(
-                error.errno or 0, f"read {self.path / name}", "Is there such a device? lspci -D lists them."
-            ) from error
+            hint = "Is there such a device? lspci -D lists them."
+            raise VfioOSError(error.errno or 0, f"read {path}", hint) from error
+        return read_number(text, 16, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +245,52 @@ def memory_windows() -> tuple[IovaRange, ...]:
     found = set()
     for function in pci_functions():
         try:
-            lines = (function.path / "resource").read_text().splitlines()
+            lines = (function.path / "resource").read_text(errors="replace").splitlines()
         except OSError:
             continue  # it went away meanwhile
         for line in lines:
-            start, end, flags = (int(word, 16) for word in line.split())
+            start, end, flags = read_resource(line)
             if flags & _RESOURCE_MEMORY and start < end:
                 found.add(IovaRange(start, end))
     return tuple(sorted(found))
+
+
+def read_number(text: str, base: int, source: object = "sysfs") -> int:
+    """Read a number of at most 64 bits, as the kernel writes it; nothing else is let through.
+
+    Args:
+        text: what a file of sysfs holds.
+        base: 10 or 16.
+        source: the file, for messages.
+
+    Raises:
+        MalformedReplyError: it is not such a number.
+    """
+    if not _NUMBERS[base].fullmatch(text) or (value := int(text, base)) >= 1 << 64:
+        raise MalformedReplyError(f"{source} says {text[:40]!r}, which is no number that the kernel writes")
+    return value
+
+
+def three_words(line: str) -> tuple[str, str, str]:
+    """Split a line of a table in sysfs that has three columns.
+
+    Raises:
+        MalformedReplyError: it has not.
+    """
+    words = line.split()
+    if len(words) != 3:
+        raise MalformedReplyError(f"sysfs says {line[:80]!r} where there should be three words")
+    return words[0], words[1], words[2]
+
+
+def read_resource(line: str) -> tuple[int, int, int]:
+    """Read a line of a function's file ``resource``: first address, last address, flags.
+
+    Raises:
+        MalformedReplyError: it is not such a line.
+    """
+    start, end, flags = (read_number(word, 16) for word in three_words(line))
+    return start, end, flags
 
 
 def group(number: int) -> Group:
@@ -261,7 +304,7 @@ def groups() -> tuple[Group, ...]:
         names = [entry.name for entry in (SYSFS / "kernel/iommu_groups").iterdir()]
     except OSError:
         return ()
-    return tuple(Group(number) for number in sorted(int(name) for name in names if name.isdigit()))
+    return tuple(Group(number) for number in sorted(int(name) for name in names if _NUMBERS[10].fullmatch(name)))
 
 
 def vfio_device_in(folder: Path) -> str | None:

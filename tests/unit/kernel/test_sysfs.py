@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.unit.fake_sysfs import FakeSysfs
 from vfio_user.addresses import PciAddress
-from vfio_user.errors import ArgumentError, VfioOSError
+from vfio_user.errors import ArgumentError, MalformedReplyError, VfioError, VfioOSError
 from vfio_user.kernel import sysfs
 
 
@@ -106,3 +108,41 @@ def test_group_with_devices_of_another_bus(tree: FakeSysfs) -> None:
     tree.add("0000:01:00.0", group=4)
     (tree.root / "kernel/iommu_groups/4/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001").mkdir()
     assert [str(each.address) for each in sysfs.group(4).members] == ["0000:01:00.0"]
+
+
+@pytest.mark.parametrize("text", ["", "0x", "-1", "1 2", "0x1_0", "\uff10x1", "zz", "0x1ffffffffffffffff", "\0"])
+def test_number_that_the_kernel_would_not_write(tree: FakeSysfs, text: str) -> None:
+    (tree.add("0000:01:00.0") / "vendor").write_text(text)
+    with pytest.raises(MalformedReplyError, match=r"vendor says .*, which is no number"):
+        _ = sysfs.pci_function("0000:01:00.0").vendor
+
+
+TEXT = st.binary(max_size=40) | st.from_regex(rb"(0x[0-9a-f]{1,17} ?){0,4}\n?", fullmatch=True)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["vendor", "class", "numa_node", "reset_method", "resource"]), text=TEXT)
+def test_any_text_is_read_or_refused(tmp_path: Path, tree: FakeSysfs, name: str, text: bytes) -> None:
+    path = tree.root / "bus/pci/devices/0000:01:00.0"
+    if not path.exists():
+        tree.add("0000:01:00.0")
+    before = (path / name).read_bytes() if (path / name).exists() else b""
+    (path / name).write_bytes(text)
+    function = sysfs.pci_function("0000:01:00.0")
+    try:
+        for number in (function.vendor, function.class_code, function.numa_node or 0):
+            assert 0 <= number < 1 << 64
+        assert all(isinstance(each, str) for each in function.reset_methods)
+        assert all(each.first < each.last for each in sysfs.memory_windows())
+    except VfioError as error:
+        assert isinstance(error, MalformedReplyError)  # noqa: PT017
+    finally:
+        (path / name).write_bytes(before)
+
+
+@pytest.mark.parametrize("number", ["x7", "-1", "7\n7"])
+def test_group_that_is_no_number(tree: FakeSysfs, number: str) -> None:
+    path = tree.add("0000:01:00.0")
+    (path / "iommu_group").symlink_to(tree.root / "kernel/iommu_groups" / number)
+    with pytest.raises(MalformedReplyError, match="iommu_group says"):
+        _ = sysfs.pci_function("0000:01:00.0").iommu_group
