@@ -47,7 +47,7 @@ EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
-        *("examples", "regs"),
+        *("examples", "mdev", "regs"),
     )
 )
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 if not in_guest():
     collect_ignore_glob = ["test_*.py"]
-elif not os.path.exists("/dev/iommu"):
-    collect_ignore = ["test_iommufd.py"]
+else:
+    collect_ignore = [] if os.path.exists("/dev/iommu") else ["test_iommufd.py"]
+    if not os.path.exists("/sys/class/mdev_bus/mtty"):  # the kernel's samples of mediated devices
+        collect_ignore += ["test_mdev.py"]
 
 # VFIO_CHECK_EXTENSION, _IO(';', 101): asked plainly, so that a broken library fails tests instead of removing them.
 _CHECK_EXTENSION = 0x3B65

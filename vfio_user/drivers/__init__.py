@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vfio_user.drivers.base import Driver
+from vfio_user.drivers.base import Driver, DriverBase
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "DriverBase"]

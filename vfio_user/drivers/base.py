@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from vfio_user.addresses import PciId
 from vfio_user.device.regmap import RegisterMap
+from vfio_user.device.reset import ResetListener
 from vfio_user.errors import BusyError, UnsupportedError
 from vfio_user.pci.device import PciDevice
 
-__all__ = ["Driver"]
+__all__ = ["Driven", "Driver", "DriverBase"]
 
 
-class Driver:
-    """A driver for one kind of PCI device.
+class Driven(Protocol):
+    """A device of any bus that can have a driver."""
 
-    A subclass names what it drives in `match`, brings the device up in `probe`, quiets it in `remove`, and may take
-    part in resets. It *has* its device, as ``self.pci``::
+    driver: ResetListener | None
+    """Who drives it, and is told of its resets."""
 
-        class Edu(Driver):
-            match = (PciId(0x1234, 0x11E8),)
+    @property
+    def name(self) -> str:
+        """Its name on its bus."""
 
-            def probe(self) -> None:
-                self.bar = self.pci.bar(0)
 
-        with vfio_user.open("0000:01:00.0") as pci, Edu(pci) as edu:
-            ...
+class DriverBase:
+    """The life of a driver, whatever bus its device sits on.
+
+    A subclass brings the device up in `probe`, quiets it in `remove`, and may take part in resets. It keeps its device
+    under a name of its own choice.
 
     Lifetime:
         `start` (or the ``with`` block) probes; `stop` (or its end) removes. The device stays open: it belongs to who
@@ -35,33 +38,13 @@ class Driver:
         The hooks are called without any lock of ours held.
     """
 
-    match: ClassVar[tuple[PciId, ...]] = ()
-    """The devices that this driver drives, by ids or class code."""
     register_maps: ClassVar[tuple[type[RegisterMap], ...]] = ()
     """The maps of its registers, for ``vfio-user regs`` and ``vfio-user watch``."""
 
-    def __init__(self, pci: PciDevice) -> None:
-        """Take a device, which is not touched yet.
-
-        Raises:
-            UnsupportedError: it is not one of `match`.
-        """
-        if not self.matches(pci):
-            config = pci.config
-            raise UnsupportedError(
-                f"{type(self).__name__} does not drive {pci.name} "
-                f"({config.vendor_id:04x}:{config.device_id:04x}, class {config.class_code:06x})"
-            )
-        self.pci = pci
-        """The device that it drives."""
+    def __init__(self, device: Driven) -> None:
+        """Take a device, which is not touched yet."""
+        self._device = device
         self._started = False
-
-    @classmethod
-    def matches(cls, pci: PciDevice) -> bool:
-        """Tell whether a device is one that this driver drives."""
-        config = pci.config
-        ids = (config.vendor_id, config.device_id, config.class_code)
-        return any(each.matches(*ids) for each in cls.match)
 
     # -- hooks
 
@@ -93,13 +76,13 @@ class Driver:
         Raises:
             BusyError: another driver has it.
         """
-        if self.pci.driver is not None:
-            raise BusyError(f"{self.pci.name} is driven by {type(self.pci.driver).__name__} already")
-        self.pci.driver = self
+        if self._device.driver is not None:
+            raise BusyError(f"{self._device.name} is driven by {type(self._device.driver).__name__} already")
+        self._device.driver = self
         try:
             self.probe()
         except BaseException:
-            self.pci.driver = None
+            self._device.driver = None
             raise
         self._started = True
 
@@ -110,7 +93,7 @@ class Driver:
             try:
                 self.remove()
             finally:
-                self.pci.driver = None
+                self._device.driver = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -122,4 +105,51 @@ class Driver:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.pci.name}{'' if self._started else ' stopped'}>"
+        return f"<{type(self).__name__} {self._device.name}{'' if self._started else ' stopped'}>"
+
+
+class Driver(DriverBase):
+    """A driver for one kind of PCI device.
+
+    A subclass names what it drives in `match`. It *has* its device, as ``self.pci``::
+
+        class Edu(Driver):
+            match = (PciId(0x1234, 0x11E8),)
+
+            def probe(self) -> None:
+                self.bar = self.pci.bar(0)
+
+        with vfio_user.open("0000:01:00.0") as pci, Edu(pci) as edu:
+            ...
+
+    Lifetime:
+        See `DriverBase`.
+    Locking:
+        See `DriverBase`.
+    """
+
+    match: ClassVar[tuple[PciId, ...]] = ()
+    """The devices that this driver drives, by ids or class code."""
+
+    def __init__(self, pci: PciDevice) -> None:
+        """Take a device, which is not touched yet.
+
+        Raises:
+            UnsupportedError: it is not one of `match`.
+        """
+        if not self.matches(pci):
+            config = pci.config
+            raise UnsupportedError(
+                f"{type(self).__name__} does not drive {pci.name} "
+                f"({config.vendor_id:04x}:{config.device_id:04x}, class {config.class_code:06x})"
+            )
+        super().__init__(pci)
+        self.pci = pci
+        """The device that it drives."""
+
+    @classmethod
+    def matches(cls, pci: PciDevice) -> bool:
+        """Tell whether a device is one that this driver drives."""
+        config = pci.config
+        ids = (config.vendor_id, config.device_id, config.class_code)
+        return any(each.matches(*ids) for each in cls.match)
