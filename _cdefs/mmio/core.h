@@ -80,6 +80,7 @@ bool core_program_setup(PyObject *module);
 bool core_proxy_setup(PyObject *module);
 bool core_ledger_setup(PyObject *module);
 bool core_access_setup(PyObject *module);
+bool core_ring_setup(PyObject *module);
 
 /* window_lock.c: take the write lock within the deadline, without the GIL; undo by lock_write_end(). */
 bool core_write_lock(struct window_object *self, int64_t deadline);

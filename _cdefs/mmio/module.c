@@ -112,7 +112,8 @@ static int execute(PyObject *module)
         return -1;
     }
     if (!core_raise_setup() || !core_window_setup(module) || !core_mmio_setup(module) || !core_program_setup(module) ||
-        !core_proxy_setup(module) || !core_ledger_setup(module) || !core_access_setup(module))
+        !core_proxy_setup(module) || !core_ledger_setup(module) || !core_access_setup(module) ||
+        !core_ring_setup(module))
         return -1;
     for (size_t i = 0; i < sizeof(constants) / sizeof(constants[0]); i++)
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) != 0)
@@ -131,7 +132,7 @@ static PyModuleDef_Slot slots[] = {
 };
 
 PyDoc_STRVAR(module_doc,
-             "Device memory: windows, the memory lock, guarded register accessors, register programs.\n\n"
+             "Device memory: windows, the memory lock, guarded register accessors, register programs, rings.\n\n"
              "Written in C by hand, because a call through cffi costs three times a register access. The classes are\n"
              "re-exported by vfio_user.memory, which adds the Python side.");
 

@@ -6,12 +6,14 @@ import asyncio
 import random
 import threading
 
+import numpy
 import pytest
 
 from tests.guest.leaks import nothing_left
 from tests.guest.nvme_helpers import Find, controller, slow_disk
-from vfio_user.drivers.nvme import Command, NvmeDeadlineError, NvmeQueueFullError
+from vfio_user.drivers.nvme import Command, NvmeDeadlineError, NvmeQueueFullError, completion_dtype
 from vfio_user.drivers.nvme.commands import flush, read
+from vfio_user.drivers.nvme.status import ABORTED_BY_HOST
 from vfio_user.errors import ArgumentError
 
 BLOCK = 512
@@ -135,3 +137,62 @@ def test_a_late_command_can_be_waited_for_again(vfio_device: Find) -> None:
             assert not commands[-1].done()
         for command in commands:
             assert command.wait(20).ok
+
+
+@pytest.mark.parametrize("how", ["interrupts", "polled", "adaptive"])
+def test_arrays_under_load(vfio_device: Find, iommu_mode: str, how: str) -> None:
+    """Random reads and writes that keep a queue full, every block checked."""
+    options = {"io_entries": 65, "interrupts": how != "polled", "adaptive": how == "adaptive"}
+    with nothing_left(), controller(vfio_device, iommu_mode, **options) as (pci, ctrl):
+        namespace, queue = ctrl.namespaces[0], ctrl.io_queues[0]
+        order = numpy.random.default_rng(9)
+        with pci.dma_alloc(64 * 4096) as buffer, namespace.pieces(buffer, 8) as pieces:
+            blocks = buffer.array("<u8", (64, 512))
+            every = numpy.arange(64, dtype="<u8")
+            lbas = every * 8
+            pieces.write(every, lbas)
+            blocks[:] = lbas[:, None]
+            assert not (pieces.run(every, queue=queue)["status"] >> 1).any()
+            pieces.read(every, lbas)
+            queue.submit_rows(pieces.table, every, keep=pieces)
+            rows = numpy.zeros(64, "<u8")
+            total = 0
+            while total < 3000:
+                count = queue.reap(rows, timeout=20)
+                done = rows[:count].astype(int)
+                assert (blocks[done] == lbas[done][:, None]).all()
+                total += count
+                lbas[done] = order.integers(0, 64, count) * 8
+                pieces.read(done, lbas[done])
+                queue.submit_rows(pieces.table, rows, count, keep=pieces)
+            while queue.num_in_flight:
+                queue.reap(rows, timeout=20)
+            assert queue.num_failed == 0
+
+
+def test_a_reset_ends_arrays(vfio_device: Find) -> None:
+    with nothing_left(), controller(vfio_device) as (pci, ctrl), pci.dma_alloc(16 * BLOCK) as buffer:
+        queue = ctrl.io_queues[0]
+        with ctrl.namespaces[0].pieces(buffer) as pieces:
+            rows = numpy.arange(16, dtype="<u8")
+            pieces.read(rows, rows)
+            with slow_disk():
+                queue.submit_rows(pieces.table, rows, keep=pieces)
+                pci.reset()
+            completions = numpy.zeros(16, completion_dtype())
+            assert queue.reap(rows, completions, timeout=5) == 16
+            assert sorted(rows.tolist()) == list(range(16))
+            assert (completions["status"] >> 1 == ABORTED_BY_HOST).any()
+            assert queue.num_in_flight == 0
+            assert not (pieces.run(rows, queue=queue)["status"] >> 1).any()
+
+
+def test_an_array_that_is_late_is_ended(vfio_device: Find) -> None:
+    with nothing_left(), controller(vfio_device) as (pci, ctrl), pci.dma_alloc(16 * BLOCK) as buffer:
+        queue = ctrl.io_queues[0]
+        with ctrl.namespaces[0].pieces(buffer) as pieces:
+            with slow_disk(), pytest.raises(NvmeDeadlineError) as caught:
+                pieces.run(range(16), queue=queue, timeout=0.1)
+            assert caught.value.__notes__
+            assert queue.num_in_flight == 0
+            assert not (pieces.run(range(16), queue=queue)["status"] >> 1).any()

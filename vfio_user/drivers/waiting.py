@@ -28,6 +28,8 @@ LOOK_EVERY = 0.25
 # A polled queue spins for so long, then lets other processes have the CPU between two looks.
 _SPIN_FOR = 0.002
 _NAP = 50e-6
+# Commands that take longer than this are not worth spinning for where there is an interrupt.
+_LONGEST_SPIN = 200e-6
 
 
 def deadline_of(timeout: float) -> float:
@@ -69,6 +71,8 @@ class Waiter:
         *,
         poll: Callable[[], int],
         diagnose: Callable[[], None],
+        spin: Callable[[float], object] | None = None,
+        adaptive: bool = False,
     ) -> None:
         """Wait on ``vector``, or by polling without one.
 
@@ -77,12 +81,17 @@ class Waiter:
             vector: the queue's interrupt.
             poll: takes completions in.
             diagnose: raises when the controller is fatal or gone; asked when nothing happens.
+            spin: looks for completions for so many seconds, without the GIL; by default other threads run instead.
+            adaptive: spin before sleeping on the interrupt, about as long as it has lately taken.
         """
         self._vector = vector
         self._changed = threading.Condition(lock)
         self._poll = poll
         self._diagnose = diagnose
         self._leader: int | None = None
+        self._spin = spin or (lambda seconds: time.sleep(0))
+        self._adaptive = adaptive
+        self._usual = 0.0  # seconds until something happened, a mean that forgets
 
     def notify(self) -> None:
         """Wake who waits; the queue calls it under its lock when commands are done."""
@@ -129,6 +138,8 @@ class Waiter:
         while True:
             progress = unless(done, self._poll)
             now = time.monotonic()
+            if progress or done():
+                self._usual += (now - progressed - self._usual) / 8
             if done() or now >= deadline:
                 return
             if progress:
@@ -136,8 +147,18 @@ class Waiter:
             elif now - looked >= LOOK_EVERY:
                 looked = now
                 unless(done, self._diagnose)
-            if self._vector is None:
-                time.sleep(0 if now - progressed < _SPIN_FOR else _NAP)
+            self._pause(now - progressed, deadline - now)
+
+    def _pause(self, idle: float, left: float) -> None:
+        """Wait a little: something may have happened then."""
+        if self._vector is None:
+            if idle < _SPIN_FOR:
+                self._spin(min(_SPIN_FOR, left))
             else:
-                with contextlib.suppress(DeadlineError):
-                    self._vector.wait(min(LOOK_EVERY, deadline - now))
+                time.sleep(_NAP)
+            return
+        # Twice the usual time: most commands come within it, and those that don't are worth a sleep.
+        if self._adaptive and self._usual <= _LONGEST_SPIN and self._spin(min(2 * self._usual + 1e-6, left)):
+            return
+        with contextlib.suppress(DeadlineError):
+            self._vector.wait(min(LOOK_EVERY, left))

@@ -14,7 +14,7 @@ lock) inside of a read section: a reset would have to wait too. The C core refus
 
 from __future__ import annotations
 
-from vfio_user._mmio import Mmio, Program, Window, fence, install_handler, read_sections, zap_many
+from vfio_user._mmio import Mmio, Program, RingPair, Window, fence, install_handler, read_sections, zap_many
 from vfio_user.memory.lock import LockSet, MemoryLock
 from vfio_user.memory.window import Layout, WindowFlag, WindowState, ZapReason, layout
 
@@ -24,6 +24,7 @@ __all__ = [
     "MemoryLock",
     "Mmio",
     "Program",
+    "RingPair",
     "Window",
     "WindowFlag",
     "WindowState",

@@ -174,7 +174,9 @@ def test_a_batch_rings_once_and_is_all_or_nothing(setting: Setting) -> None:
     queue = ctrl.io_queues[0]
     model.bells.clear()
     queue.wait(queue.submit_many([(flush(1), None)] * 10))
-    assert model.bells == [(2, 10), (3, 10)]
+    # A polled queue tells the controller of taken completions only when it could run out of room.
+    polled = queue.vector is None
+    assert model.bells == [(2, 10), (3, 10)][: 1 if polled else 2]
     model.zapped = True
     with pytest.raises(ZappedError):
         queue.submit_many([(flush(1), None)] * 10)
@@ -186,7 +188,10 @@ def test_a_batch_rings_once_and_is_all_or_nothing(setting: Setting) -> None:
     assert queue.submit_many([]) == []
     model.bells.clear()
     queue.wait(queue.submit_many([(flush(1), None)] * 3))
-    assert model.bells == [(2, 13), (3, 13)]
+    assert model.bells == ([(2, 13)] if polled else [(2, 13), (3, 13)])
+    model.bells.clear()
+    queue.wait(queue.submit_many([(flush(1), None)] * 3))
+    assert model.bells == ([(3, 13), (2, 0)] if polled else [(2, 0), (3, 0)])
 
 
 def test_a_full_queue_says_so_and_goes_on(setting: Setting) -> None:

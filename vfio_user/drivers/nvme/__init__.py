@@ -1,10 +1,10 @@
 """NVMe controllers in user space (NVMe Base 2.0 over PCIe, NVM command set 1.0).
 
 From the top down: `NvmeController` (controller.py, its life in lifecycle.py) has `Namespace`s (namespace.py), which
-split `Transfer`s (transfer.py) into `Command`s (command.py) on `QueuePair`s (queue.py: rings in ring.py, who is in
-flight in table.py, who waits in tasks.py and, shared by drivers, in the module waiting beside this package). What the
-bytes mean is in the modules that need no device: regs.py, opcodes.py, commands.py, prp.py, status.py, identify_*.py,
-logs.py.
+split `Transfer`s (transfer.py) into `Command`s (command.py) on `QueuePair`s (queue.py). The rings of a queue, and
+commands as arrays, are in rings.py, over `vfio_user.memory.RingPair`; `Pieces` (pieces.py) make such arrays. Who waits
+is in tasks.py and, shared by drivers, in the module waiting beside this package. What the bytes mean is in the modules
+that need no device: regs.py, opcodes.py, commands.py, prp.py, status.py, identify_*.py, logs.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from vfio_user.drivers.nvme.lifecycle import ControllerState
 from vfio_user.drivers.nvme.logs import CriticalWarning, ErrorEntry, FirmwareSlots, SmartLog
 from vfio_user.drivers.nvme.namespace import Namespace
 from vfio_user.drivers.nvme.opcodes import AdminOpcode, FeatureId, IoOpcode
+from vfio_user.drivers.nvme.pieces import Pieces, completion_dtype, submission_dtype
 from vfio_user.drivers.nvme.queue import QueuePair
 from vfio_user.drivers.nvme.regs import Capabilities, ControllerStatus, Version
 from vfio_user.drivers.nvme.status import Status, StatusCodeType
@@ -60,6 +61,7 @@ __all__ = [
     "NvmeStatusError",
     "NvmeUnknownCompletionError",
     "NvmeUnsupportedError",
+    "Pieces",
     "PowerState",
     "QueuePair",
     "SmartLog",
@@ -67,4 +69,6 @@ __all__ = [
     "StatusCodeType",
     "SubmissionEntry",
     "Version",
+    "completion_dtype",
+    "submission_dtype",
 ]

@@ -24,7 +24,6 @@ from vfio_user.drivers.nvme.logs import (
 from vfio_user.drivers.nvme.opcodes import Cns, FeatureId, LogPageId
 
 if TYPE_CHECKING:
-    from vfio_user.drivers.nvme.command import Command
     from vfio_user.drivers.nvme.commands import SubmissionEntry
     from vfio_user.drivers.nvme.queue import QueuePair
     from vfio_user.iommu.pool import DmaPool
@@ -130,9 +129,9 @@ class AdminCommands:
         self._queue.execute(commands.delete_submission_queue(qid))
         self._queue.execute(commands.delete_completion_queue(qid))
 
-    def abort(self, command: Command, *, timeout: float | None = None) -> bool:
-        """Ask the controller to abort a command; tell whether it says that it did (5.1)."""
-        entry = commands.abort(command.queue.qid, command.command_id)
+    def abort(self, qid: int, command_id: int, *, timeout: float | None = None) -> bool:
+        """Ask the controller to abort a command of a queue; tell whether it says that it did (5.1)."""
+        entry = commands.abort(qid, command_id)
         return not self._queue.execute(entry, timeout=timeout).result & _NOT_ABORTED
 
     # -- inside

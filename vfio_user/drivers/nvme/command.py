@@ -29,14 +29,15 @@ class Command:
         held.
     """
 
-    __slots__ = ("_callbacks", "_completion", "_data", "_error", "_queue", "command_id", "opcode")
+    __slots__ = ("_callbacks", "_completion", "_data", "_error", "_list", "_queue", "command_id", "opcode")
 
-    def __init__(self, queue: QueuePair, opcode: int, command_id: int, data: object) -> None:
+    def __init__(self, queue: QueuePair, opcode: int, data: object) -> None:
         self._queue = queue
         self.opcode = opcode
         """Opcode of the command."""
-        self.command_id = command_id
-        """Its identifier within the queue; given to another command once this one is done."""
+        self.command_id = 0
+        """Its identifier within the queue, told by the queue; given to another command once this one is done."""
+        self._list: int | None = None
         self._data = data
         self._completion: Completion | None = None
         self._error: NvmeError | None = None

@@ -12,7 +12,7 @@ from vfio_user.drivers.nvme.regs import Version
 from vfio_user.errors import ArgumentError, VfioError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vfio_user.drivers.nvme.admin import AdminCommands
     from vfio_user.drivers.nvme.command import Command
@@ -163,17 +163,29 @@ class NvmeController(ControllerLife):
 
         Either way the command's own completion still comes, and tells what became of it.
         """
-        return self._admin().abort(command)
+        return self._admin().abort(command.queue.qid, command.command_id)
 
     def recover(self, commands: Sequence[Command]) -> str:
         """End commands that the controller does not complete: abort them, else `reset`; tell what was done."""
-        deadline = time.monotonic() + _ABORT_GRACE
-        try:
-            for command in commands:
-                if not command.done():
-                    self.admin_commands.abort(command, timeout=max(0.0, deadline - time.monotonic()))
+        ids = [(command.queue.qid, command.command_id) for command in commands if not command.done()]
+
+        def wait(deadline: float) -> None:
             for command in commands:
                 command.queue.wait([command], max(0.0, deadline - time.monotonic()))
+
+        return self._recover(ids, wait)
+
+    def recover_queue(self, queue: QueuePair) -> str:
+        """End everything that is in flight on a queue, as `recover` does; arrays come out of `reap` then."""
+        ids = [(queue.qid, command_id) for command_id in queue._rings.flying()]
+        return self._recover(ids, queue._wait_idle)
+
+    def _recover(self, ids: Sequence[tuple[int, int]], wait: Callable[[float], None]) -> str:
+        deadline = time.monotonic() + _ABORT_GRACE
+        try:
+            for qid, command_id in ids:
+                self.admin_commands.abort(qid, command_id, timeout=max(0.0, deadline - time.monotonic()))
+            wait(deadline)
             return "The commands were aborted."
         except VfioError:
             pass  # it does not even answer to that

@@ -72,6 +72,7 @@ class ControllerLife(Driver):
         io_queues: int = 1,
         io_entries: int = 64,
         interrupts: bool = True,
+        adaptive: bool = False,
         timeout: float = 30.0,
     ) -> None:
         """Take a device; nothing is touched before `start`, or the ``with`` block.
@@ -82,6 +83,7 @@ class ControllerLife(Driver):
             io_queues: I/O queue pairs to create, from 0 on; `create_io_queue` makes more.
             io_entries: entries of each, 2 to 65536; one less can be in flight.
             interrupts: an MSI-X vector for each queue; without, waiting polls.
+            adaptive: with interrupts, poll first for about as long as commands have lately taken, if that is short.
             timeout: default deadline of a command, seconds.
 
         Raises:
@@ -102,6 +104,7 @@ class ControllerLife(Driver):
         self._num_io_queues = io_queues
         self._io_entries = io_entries
         self._interrupts = interrupts
+        self._adaptive = adaptive
         self._timeout = timeout
         self._lock = threading.RLock()
         self._state = ControllerState.STOPPED
@@ -127,7 +130,7 @@ class ControllerLife(Driver):
                 vectors = self.pci.irqs.msix.enable(1 + self._num_io_queues)
                 stack.callback(self.pci.irqs.msix.disable)
             space = self.pci.address_space
-            self._queues = QueueSet(bar, self.registers, space, timeout=self._timeout)
+            self._queues = QueueSet(bar, self.registers, space, timeout=self._timeout, adaptive=self._adaptive)
             page = max(4096, self.registers.page_size)
             self.pages: DmaPool = stack.enter_context(space.pool(page, chunk_size=16 * page))
             """Pages of DMA memory for small transfers."""

@@ -90,7 +90,8 @@ class MemoryFinder:
     """
 
     def __init__(self, space: AddressSpace) -> None:
-        self._space = space
+        self.space = space
+        """Where it looks."""
         # Drivers use few buffers many times, so the last one found is the best guess.
         self._recent: DmaMapping | None = None
 
@@ -149,7 +150,7 @@ class MemoryFinder:
         return found, prp_pages([(iova, view.nbytes) for view, iova in found], page_size)
 
     def _search(self, vaddr: int, size: int) -> tuple[DmaMapping, int]:
-        for mapping in self._space.mappings:
+        for mapping in self.space.mappings:
             offset = mapping.offset_of(vaddr, size)
             if offset is not None:
                 self._recent = mapping

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from vfio_user.drivers.nvme import commands
 from vfio_user.drivers.nvme.errors import NvmeDeadlineError, NvmeFatalError, NvmeUnsupportedError
 from vfio_user.drivers.nvme.geometry import Geometry, spans
+from vfio_user.drivers.nvme.pieces import Pieces
 from vfio_user.drivers.nvme.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -203,6 +204,10 @@ class Namespace:
         view = self.geometry.whole_blocks(buffer, lba)
         entry = commands.write(self.nsid, lba, len(view) // self.block_size)
         return self._queue(queue).submit(entry, view, writes=False)
+
+    def pieces(self, buffer: Data, num_blocks: int = 1, *, queue: QueuePair | None = None) -> Pieces:
+        """Cut DMA memory into pieces of ``num_blocks`` blocks, for arrays of commands; see `Pieces`. Needs numpy."""
+        return Pieces(self, self._queue(queue), buffer, num_blocks)
 
     # -- without data
 

@@ -31,12 +31,15 @@ class QueueSet:
         `NvmeController` serialises `add`, `drop` and what restarts queues; the rest may be called at any time.
     """
 
-    def __init__(self, bar: Region, registers: ControllerRegisters, space: AddressSpace, *, timeout: float) -> None:
+    def __init__(
+        self, bar: Region, registers: ControllerRegisters, space: AddressSpace, *, timeout: float, adaptive: bool
+    ) -> None:
         self._bar = bar
         self._registers = registers
         self._space = space
         self._finder = MemoryFinder(space)
         self._timeout = timeout
+        self._adaptive = adaptive
         self._thread = threading.local()
         self._turns = itertools.count()
         self._queues: dict[int, QueuePair] = {}
@@ -94,6 +97,7 @@ class QueueSet:
             page_size=page,
             max_transfer=max_transfer,
             vector=vector,
+            adaptive=self._adaptive,
             timeout=self._timeout,
             diagnose=self._registers.diagnose,
         )

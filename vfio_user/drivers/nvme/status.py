@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Status", "StatusCodeType"]
+__all__ = ["ABORTED_BY_HOST", "Status", "StatusCodeType"]
+
+ABORTED_BY_HOST = 0x371
+"""Status field of a command that the host ended itself: no controller sends it."""
 
 
 class StatusCodeType(enum.IntEnum):

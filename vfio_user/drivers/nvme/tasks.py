@@ -16,9 +16,12 @@ from vfio_user.errors import VfioError
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
     from vfio_user.device.vector import IrqVector
     from vfio_user.drivers.nvme.command import Command
+
+    Listen: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
 __all__ = ["TaskWaiter"]
 
@@ -59,29 +62,55 @@ class TaskWaiter:
                 if self._vector is None:
                     await asyncio.sleep(0)
                 else:
-                    await self._sleep(command, min(LOOK_EVERY, deadline - time.monotonic()))
+                    woken, wake = _alarm()
+                    command.add_done_callback(wake)
+                    await self._sleep(woken, command.done, deadline)
         return True
 
-    async def _sleep(self, command: Command, timeout: float) -> None:
+    async def wait_until(self, done: Callable[[], bool], listen: Listen, deadline: float) -> bool:
+        """Let the event loop run until ``done()``; `False` when the deadline comes first.
+
+        Args:
+            done: what is waited for; it has been false a moment ago.
+            listen: has a function called whenever it may have become true, and returns what ends that.
+            deadline: on the monotonic clock.
+
+        Raises:
+            VfioError: as `wait`.
+        """
         import asyncio
 
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
-
-        def wake(_: Command) -> None:
-            # The loop may be closed by now; then nobody waits in it.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, woken)
-
-        command.add_done_callback(wake)
-        with self._watched(loop, woken):
+        while not done():
+            if time.monotonic() >= deadline:
+                unless(done, self._diagnose)
+                return done()
+            if self._vector is None:
+                await asyncio.sleep(0)
+                unless(done, self._poll)
+                continue
+            woken, wake = _alarm()
+            end = listen(wake)
             try:
-                async with asyncio.timeout(max(0.0, timeout)):
+                # Whoever polled before this listened has told nobody.
+                unless(done, self._poll)
+                if not done():
+                    await self._sleep(woken, done, deadline)
+            finally:
+                end()
+        return True
+
+    async def _sleep(self, woken: asyncio.Future[None], done: Callable[[], bool], deadline: float) -> None:
+        """Sleep until the interrupt, the alarm, or for as long as nobody needs to look."""
+        import asyncio
+
+        with self._watched(asyncio.get_running_loop(), woken):
+            try:
+                async with asyncio.timeout(max(0.0, min(LOOK_EVERY, deadline - time.monotonic()))):
                     await woken
             except TimeoutError:
-                unless(command.done, self._diagnose)
+                unless(done, self._diagnose)
             except VfioError:
-                if not command.done():
+                if not done():
                     raise
 
     @contextlib.contextmanager
@@ -113,6 +142,21 @@ class TaskWaiter:
             for woken in tuple(self._sleepers.get(loop, ())):
                 if not woken.done():
                     woken.set_exception(exc)
+
+
+def _alarm() -> tuple[asyncio.Future[None], Callable[..., None]]:
+    """Make something to await in this event loop, and what wakes it from any thread."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake(*_: object) -> None:
+        # The loop may be closed by now; then nobody waits in it.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, woken)
+
+    return woken, wake
 
 
 def _settle(woken: asyncio.Future[None]) -> None:

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT */
+/* Methods of RingPair: taking in what the device has done, and waiting for it. */
+#include "ring_type.h"
+
+#include <string.h>
+
+/* ---- completing ---- */
+
+static bool scan(struct pair_object *self)
+{
+    ring_scan(&self->ring);
+    return self->lazy || pair_acknowledge(self);
+}
+
+PyObject *pair_scan(PyObject *object, PyObject *ignored)
+{
+    struct pair_object *self = (struct pair_object *)object;
+    bool good;
+
+    (void)ignored;
+    pair_lock(self);
+    good = scan(self);
+    pair_unlock(self);
+    return good ? Py_NewRef(Py_None) : NULL;
+}
+
+/* (owner, outcome) of the next owned command that is done; takes over the ring's reference to the owner. */
+static PyObject *owned_item(struct ring *ring, uint32_t slot)
+{
+    PyObject *owner = ring->slots[slot].owner;
+    PyObject *outcome = PyBytes_FromStringAndSize((const char *)ring_outcome(ring, slot), ring->layout.completion_size);
+    PyObject *item = outcome == NULL ? NULL : PyTuple_Pack(2, owner, outcome);
+
+    Py_XDECREF(outcome);
+    return item;
+}
+
+PyObject *pair_take(PyObject *object, PyObject *ignored)
+{
+    struct pair_object *self = (struct pair_object *)object;
+    struct ring *ring = &self->ring;
+    PyObject *list = PyList_New(0);
+
+    (void)ignored;
+    pair_lock(self);
+    while (list != NULL && ring->owned.first != RING_NONE) {
+        uint32_t slot = ring->owned.first;
+        PyObject *item = owned_item(ring, slot);
+
+        /* Only what is in the list is taken out of the ring. */
+        if (item == NULL || PyList_Append(list, item) != 0) {
+            Py_CLEAR(list);
+        } else {
+            PyObject *owner = ring->slots[slot].owner;
+
+            ring_next(ring, &ring->owned);
+            ring_release(ring, slot);
+            Py_DECREF(owner); /* not the last one: the list has it */
+        }
+        Py_XDECREF(item);
+    }
+    pair_unlock(self);
+    return list;
+}
+
+static size_t pop_cookies(struct ring *ring, const Py_buffer *cookies, const Py_buffer *outcomes, size_t most)
+{
+    size_t count = 0;
+
+    for (; count < most; count++) {
+        uint32_t slot = ring_next(ring, &ring->cookies);
+
+        if (slot == RING_NONE)
+            break;
+        memcpy((uint8_t *)cookies->buf + count * sizeof(uint64_t), &ring->slots[slot].cookie, sizeof(uint64_t));
+        if (outcomes->obj != NULL)
+            memcpy((uint8_t *)outcomes->buf + count * ring->layout.completion_size, ring_outcome(ring, slot),
+                   ring->layout.completion_size);
+        ring_release(ring, slot);
+    }
+    return count;
+}
+
+PyObject *pair_reap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct pair_object *self = (struct pair_object *)object;
+    Py_buffer cookies = {0}, outcomes = {0};
+    size_t count = 0;
+    bool good = false;
+
+    if (nargs != 2) {
+        PyErr_Format(PyExc_TypeError, "reap() takes a buffer for cookies and one for completions (%zd given)", nargs);
+        return NULL;
+    }
+    if (PyObject_GetBuffer(args[0], &cookies, PyBUF_WRITABLE) == 0 &&
+        (args[1] == Py_None || PyObject_GetBuffer(args[1], &outcomes, PyBUF_WRITABLE) == 0)) {
+        size_t most = (size_t)cookies.len / sizeof(uint64_t);
+        size_t room = outcomes.obj == NULL ? most : (size_t)outcomes.len / self->ring.layout.completion_size;
+
+        pair_lock(self);
+        good = scan(self);
+        if (good)
+            count = pop_cookies(&self->ring, &cookies, &outcomes, room < most ? room : most);
+        pair_unlock(self);
+    }
+    PyBuffer_Release(&cookies);
+    PyBuffer_Release(&outcomes);
+    return good ? PyLong_FromSize_t(count) : NULL;
+}
+
+/* The cookie and the word with the phase of the next command that is done; the lock is not held while Python runs. */
+static bool pop_one(struct pair_object *self, uint64_t *cookie, uint32_t *word)
+{
+    struct ring *ring = &self->ring;
+    uint16_t status;
+    uint32_t slot;
+
+    pair_lock(self);
+    slot = ring_next(ring, &ring->cookies);
+    if (slot != RING_NONE) {
+        *cookie = ring->slots[slot].cookie;
+        memcpy(&status, ring_outcome(ring, slot) + ring->layout.phase_at, sizeof(status));
+        *word = le16toh(status) & ~ring->layout.phase_mask;
+        ring_release(ring, slot);
+    }
+    pair_unlock(self);
+    return slot != RING_NONE;
+}
+
+PyObject *pair_each(PyObject *object, PyObject *callback)
+{
+    struct pair_object *self = (struct pair_object *)object;
+    size_t ready, count = 0;
+    bool good;
+
+    pair_lock(self);
+    good = scan(self);
+    ready = self->ring.cookies.count; /* what callbacks submit is for the next call */
+    pair_unlock(self);
+    while (good && count < ready) {
+        uint64_t cookie;
+        uint32_t word;
+
+        if (!pop_one(self, &cookie, &word))
+            break;
+        count++;
+        PyObject *first = PyLong_FromUnsignedLongLong(cookie), *second = PyLong_FromUnsignedLong(word);
+        PyObject *result = first == NULL || second == NULL
+                               ? NULL
+                               : PyObject_CallFunctionObjArgs(callback, first, second, NULL);
+
+        Py_XDECREF(first);
+        Py_XDECREF(second);
+        Py_XDECREF(result);
+        good = result != NULL;
+    }
+    return good ? PyLong_FromSize_t(count) : NULL;
+}
+
+/* ---- waiting ---- */
+
+#define LOOKS 256 /* between two looks at the clock */
+
+static bool any_done(struct pair_object *self, bool cookies)
+{
+    const struct ring_done *done = cookies ? &self->ring.cookies : &self->ring.owned;
+
+    return ring_pending(&self->ring) || atomic_load_explicit(&done->count, memory_order_relaxed) != 0;
+}
+
+static bool spin_slice(struct pair_object *self, bool cookies, int64_t until)
+{
+    for (;;) {
+        for (int i = 0; i < LOOKS; i++) {
+            if (any_done(self, cookies))
+                return true;
+            lock_relax();
+        }
+        if (!atomic_load(&self->running) || lock_now() >= until)
+            return false;
+    }
+}
+
+PyObject *pair_spin(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct pair_object *self = (struct pair_object *)object;
+    int64_t deadline, now;
+    bool found, cookies;
+
+    if (nargs != 2) {
+        PyErr_Format(PyExc_TypeError, "spin() takes seconds, and whether cookies are waited for (%zd given)", nargs);
+        return NULL;
+    }
+    cookies = PyObject_IsTrue(args[1]) == 1;
+    if (!core_deadline(args[0], &deadline))
+        return NULL;
+    found = any_done(self, cookies);
+    while (!found && atomic_load(&self->running) && (now = lock_now()) < deadline) {
+        int64_t until = now + CORE_SLICE_NS < deadline ? now + CORE_SLICE_NS : deadline;
+
+        Py_BEGIN_ALLOW_THREADS
+        found = spin_slice(self, cookies, until);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() != 0)
+            return NULL;
+    }
+    return PyBool_FromLong(found);
+}
