@@ -34,6 +34,10 @@ class IommuBackend(Protocol):
     def maps_files(self) -> bool:
         """Tell whether `map_file` maps files that have no address in this process."""
 
+    @property
+    def emptied(self) -> bool:
+        """Tell whether the kernel has ended every mapping by itself; asked when it has refused to unmap."""
+
     def attach(self, node: VfioNode, *, vf_token: str | None = None) -> OwnedFd:
         """Make the IOMMU translate for a device through these page tables, and open the device.
 

@@ -74,6 +74,16 @@ class ContainerBackend:
         return device
 
     @property
+    def emptied(self) -> bool:
+        """Tell whether no group is in the container any more.
+
+        The kernel takes a group out when its last device is unplugged, and with the last group all mappings end.
+
+        Source: ``vfio_device_remove_group()`` of ``drivers/vfio/group.c``.
+        """
+        return not any(group.in_container for group in self._groups.values())
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """The groups in the container, in the order of their attachment."""
         return tuple(self._groups.values())

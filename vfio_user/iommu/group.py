@@ -62,6 +62,16 @@ class Group:
         """Tell whether every device of the group is bound to VFIO, to a harmless driver, or to none."""
         return bool(self.status & lib.VFIO_GROUP_FLAGS_VIABLE)
 
+    @property
+    def in_container(self) -> bool:
+        """Tell whether it is in a container; not when its last device was unplugged, and the group with it."""
+        try:
+            return bool(self.status & lib.VFIO_GROUP_FLAGS_CONTAINER_SET)
+        except VfioIoctlError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+
     def require_viable(self) -> None:
         """Make sure that the group is viable.
 

@@ -198,7 +198,7 @@ class Mapper:
                 if mapping.suspended:
                     books.end((mapping,), ())
                     return
-                unmapped = by(mapping.iova, mapping.size)
+                unmapped = runs.ask(self.backend, by, mapping.iova, mapping.size)
                 if unmapped != mapping.size:
                     raise runs.unconfirmed(mapping, unmapped)
             except BaseException:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from vfio_user.addresses import Iova
 from vfio_user.errors import VfioError, VfioOSError
 from vfio_user.iommu.mapping import DmaMapping
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vfio_user.iommu.books import Books, Run
     from vfio_user.iommu.bulk import Results
 
-__all__ = ["Unmapped", "unconfirmed", "unmap", "unmap_all"]
+__all__ = ["Unmapped", "ask", "unconfirmed", "unmap", "unmap_all"]
 
 Unmapped: TypeAlias = tuple[int, list[VfioError]]
 """Bytes that were unmapped, and why others were not."""
@@ -46,7 +47,7 @@ def unmap(
     else:
         results = backend.unmap_runs(runs) if runs else []
         asked, wanted = runs, sizes
-    if results == wanted:
+    if results == wanted or (any(isinstance(each, VfioOSError) for each in results) and backend.emptied):
         _finish(books, items, runs, keep)
         return sum(sizes), []
     mappings = list({each for each in items if isinstance(each, DmaMapping) and books.holds(each)})
@@ -64,12 +65,31 @@ def unmap_all(backend: IommuBackend, books: Books) -> int:
     Raises:
         VfioError: the kernel refused, or unmapped less than there was.
     """
-    unmapped = backend.unmap_all()
     expected = books.num_bytes
+    try:
+        unmapped = backend.unmap_all()
+    except VfioOSError:
+        if not backend.emptied:
+            raise
+        unmapped = expected
     if unmapped < expected:
         raise VfioError(f"the kernel unmapped {unmapped:#x} bytes of {expected:#x}; the memory is kept")
     books.end_all()
     return unmapped
+
+
+def ask(backend: IommuBackend, by: Callable[[Iova, int], int], iova: Iova, size: int) -> int:
+    """Unmap one range ``by`` a verb of the back end; give the bytes: all, where the kernel ended everything before.
+
+    Raises:
+        VfioError: the kernel refused.
+    """
+    try:
+        return by(iova, size)
+    except VfioOSError:
+        if backend.emptied:
+            return size
+        raise
 
 
 def unconfirmed(mapping: DmaMapping, result: int | VfioError) -> VfioError:

@@ -29,6 +29,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.mode = IommuMode.TYPE1V2
         self.maps_files = False
+        self.emptied = False
         self.files: list[tuple[int, int]] = []
         self.ranges: tuple[IovaRange, ...] = RANGES
         self.page_sizes = 0x4020_1000

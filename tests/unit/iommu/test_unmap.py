@@ -52,6 +52,32 @@ def test_everything_goes_by_one_request_wherever_it_is(space: AddressSpace, back
     assert space.mappings == ()
 
 
+@pytest.mark.parametrize("how", ["one", "many", "everything", "batch", "close"])
+def test_what_the_kernel_has_ended_by_itself_is_unmapped(space: AddressSpace, backend: FakeBackend, how: str) -> None:
+    """As when the last device of a container is unplugged: every request is refused from then on."""
+    buffers = [space.alloc(PAGE) for _ in range(4)]
+    backend.refused = {buffer.iova for buffer in buffers}
+    with pytest.raises((VfioError, ExceptionGroup)):
+        space.unmap_many(buffers[:1])
+    assert not buffers[0].closed
+    backend.emptied = True
+    if how == "one":
+        for buffer in buffers:
+            buffer.close()
+    elif how == "many":
+        assert space.unmap_many(buffers[:3]) == 3 * PAGE
+        buffers[3].close()
+    elif how == "everything":
+        assert space.unmap_all() == 4 * PAGE
+    elif how == "batch":
+        with UnmapBatch() as batch:
+            batch.extend(buffers)
+    else:
+        space.close()
+    assert all(buffer.closed for buffer in buffers)
+    assert space.mappings == ()
+
+
 def test_iovas_are_free_again(space: AddressSpace) -> None:
     space.alloc(PAGE)
     buffers = [space.alloc(PAGE) for _ in range(4)]

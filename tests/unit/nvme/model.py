@@ -39,6 +39,7 @@ class Iommu:
 
     mode = IommuMode.TYPE1V2
     maps_files = False
+    emptied = False
 
     def __init__(self) -> None:
         self.maps: dict[int, tuple[int, int]] = {}

@@ -31,6 +31,7 @@ class IommufdBackend:
     """
 
     maps_files = True
+    emptied = False
 
     def __init__(self, mode: IommuMode) -> None:
         self._mode = mode
