@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from vfio_user.errors import BusyError, LockOrderError
-from vfio_user.memory import read_sections
+from vfio_user.memory import require_no_section
 
 if TYPE_CHECKING:
     from vfio_user.device.base import VfioDevice
@@ -69,10 +69,7 @@ class DeviceSet:
             BusyError: somebody else had the lock for ``timeout`` seconds; names the thread.
             LockOrderError: this thread is inside of a read section, or has a memory lock of the set for writing.
         """
-        if read_sections():
-            raise LockOrderError(
-                "this thread is inside of a read section: leave access() before resetting, opening or closing devices"
-            )
+        require_no_section("resetting, opening or closing devices")
         for each in self._devices if self._owner[0] != threading.get_ident() else ():
             if each.window is not None and each.window.write_locked():
                 raise LockOrderError(f"this thread has the memory lock of {each.name}: the set's lock comes first")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, overload
 
 from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError
 from vfio_user.kernel.fd import OwnedFd
+from vfio_user.memory import require_no_section
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +25,8 @@ _LONGEST_LOOK = 3600.0
 """Seconds of one system call: the kernel counts milliseconds in 32 bits. Longer waits take several."""
 _LEAVE_TIMEOUT = 10.0
 """Seconds that waiters have to leave a vector that is being closed; all that they do is wake up."""
+
+_WAITING = "waiting for an interrupt"
 
 
 class IrqVector:
@@ -36,8 +39,8 @@ class IrqVector:
     Lifetime:
         Belongs to its `IrqIndex`: disabling the index closes its vectors. It survives a reset of the device.
     Locking:
-        Any thread may wait, several at a time; each interrupt is counted by one of them. Never wait inside of a
-        read section of the memory lock.
+        Any thread may wait, several at a time; each interrupt is counted by one of them. Waiting inside of
+        a read section of a memory lock is refused.
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -87,11 +90,13 @@ class IrqVector:
         Raises:
             DeadlineError: none came within ``timeout``.
             ClosedError: the vector was disabled, before or meanwhile.
+            LockOrderError: this thread is inside of a read section.
         """
         return self._next() if timeout is None else self._block(timeout)
 
     def _block(self, timeout: float) -> int:
         deadline = _deadline(timeout)
+        require_no_section(_WAITING)
         with self._state:
             self._require_open()
             fd = self.fileno()
@@ -115,6 +120,7 @@ class IrqVector:
         import asyncio
 
         loop = asyncio.get_running_loop()
+        require_no_section(_WAITING)
         while True:
             count = self.drain()
             if count:
@@ -234,8 +240,10 @@ class IrqPoller:
         Raises:
             DeadlineError: none came within ``timeout`` seconds.
             ClosedError: the poller is closed, or the last vector that it watched was disabled.
+            LockOrderError: this thread is inside of a read section.
         """
         deadline = _deadline(timeout)
+        require_no_section(_WAITING)
         while True:
             self._require_open()
             watched = len(self._vectors)

@@ -8,14 +8,15 @@ Lock order, in which a thread may take locks while it has others::
     dev_set lock  ->  memory locks (of several devices: all at once, by a LockSet)  ->  address-space lock
 
 Take the write lock first and zap after; revive first and release after. Never wait (for an interrupt, a queue, another
-lock) inside of a read section: a reset would have to wait too. The C core refuses what could deadlock with a
-`LockOrderError`: a reader that wants to write, and a writer that wants to wait for a second device.
+lock) inside of a read section: a reset would have to wait too. What could deadlock is refused with a `LockOrderError`:
+a reader that wants to write, a writer that wants to wait for a second device, and inside of a section the waits that
+this package knows of (for an interrupt, a register, memory that is away, another reset). It can't see a `time.sleep`.
 """
 
 from __future__ import annotations
 
 from vfio_user._mmio import Mmio, Program, RingPair, Window, fence, install_handler, read_sections, zap_many
-from vfio_user.memory.lock import LockSet, MemoryLock
+from vfio_user.memory.lock import LockSet, MemoryLock, require_no_section
 from vfio_user.memory.window import Layout, WindowFlag, WindowState, ZapReason, layout
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "install_handler",
     "layout",
     "read_sections",
+    "require_no_section",
     "zap_many",
 ]

@@ -18,10 +18,23 @@ from vfio_user.errors import ArgumentError, LockOrderError, MemoryLockBusyError
 if TYPE_CHECKING:
     from vfio_user._mmio import Window
 
-__all__ = ["LockSet", "MemoryLock"]
+__all__ = ["LockSet", "MemoryLock", "require_no_section"]
 
 _FIRST_PAUSE = 50e-6
 _LONGEST_PAUSE = 5e-3
+
+
+def require_no_section(doing: str) -> None:
+    """Refuse to wait inside of a read section: whoever wants the memory lock for writing would have to wait too.
+
+    Args:
+        doing: what this thread is about to do, for the message: ``"waiting for an interrupt"``.
+
+    Raises:
+        LockOrderError: this thread is inside of a read section, of whichever device.
+    """
+    if read_sections():
+        raise LockOrderError(f"this thread is inside of a read section: leave access() before {doing}")
 
 
 class MemoryLock:
@@ -129,8 +142,7 @@ class LockSet:
     def _acquire(self, timeout: float) -> None:
         if not 0 <= timeout < 3600 * 24 * 365:
             raise ArgumentError(f"a timeout is a number of seconds from 0 up, not {timeout}")
-        if read_sections() != 0:
-            raise LockOrderError("this thread is inside of a read section: leave it before taking locks for writing")
+        require_no_section("taking locks for writing")
         deadline = time.monotonic() + timeout
         pause = _FIRST_PAUSE
         seen: dict[tuple[str, int], float] = {}

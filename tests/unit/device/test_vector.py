@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import threading
@@ -14,7 +15,8 @@ from tests.unit.fake_device import FakeDevice
 from tests.unit.forking import in_child
 from tests.unit.threads import eventually, start
 from vfio_user import IrqPoller, IrqVector, PciDevice
-from vfio_user.errors import ArgumentError, ClosedError, DeadlineError, ForkedError
+from vfio_user.errors import ArgumentError, ClosedError, DeadlineError, ForkedError, LockOrderError
+from vfio_user.memory import MemoryLock, Window
 
 
 @pytest.fixture
@@ -30,6 +32,25 @@ def test_counts_add_up(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
     pci.irqs.msix.trigger(2)
     assert vectors[2].drain() == 1
     assert [vector.drain() for vector in vectors] == [0] * 4
+
+
+def test_no_wait_inside_of_a_read_section(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
+    """Also when there would be nothing to wait for: a mistake is to show when it is made."""
+
+    async def await_it() -> None:
+        await vectors[0]
+
+    window = Window(4096, name="some device")
+    pci.irqs.msix.trigger(0)
+    with IrqPoller(vectors) as poller:
+        with MemoryLock(window).reading():
+            for wait in (lambda: vectors[0].wait(1), lambda: poller.wait(1), lambda: asyncio.run(await_it())):
+                with pytest.raises(LockOrderError, match=r"leave access\(\) before waiting for an interrupt"):
+                    wait()
+            assert vectors[0].drain() == 1, "a look is no wait"
+        pci.irqs.msix.trigger(0)
+        assert vectors[0].wait(1.0) == 1
+    window.close()
 
 
 def test_wait_ends_with_the_interrupt(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
