@@ -143,7 +143,7 @@ def test_a_device_on_the_root_bus_has_no_reset() -> None:
 def test_a_device_that_is_not_ours_is_named() -> None:
     mine, other = testing.devices("igb")
     calls: list[str] = []
-    with nothing_left(), vfio_user.open(mine.address) as pci:
+    with nothing_left(), vfio_user.open(mine.address, mode="type1v2") as pci:
         Recorder(pci, calls)
         plan = pci.device_set.plan()
         assert not plan.possible
@@ -155,7 +155,7 @@ def test_a_device_that_is_not_ours_is_named() -> None:
             pci.device_set.hot_reset()
         assert caught.value.addresses == (other.address,)
         assert (registers(pci), calls) == (before, [])
-        with vfio_user.open(other.address):
+        with vfio_user.open(other.address, mode="type1v2"):
             pci.device_set.hot_reset()
         pci.driver = None
 
@@ -178,16 +178,16 @@ def test_a_neighbour_without_a_driver_blocks() -> None:
         pci.device_set.hot_reset()
 
 
-def test_what_came_up_after_the_plan_is_named_too(pci: PciDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_up_after_the_plan_is_an_error_too(vfio_device: Find) -> None:
     def refuse(pci: PciDevice, group_fds: Sequence[int]) -> None:
         vfio_user.PCI_OPS.reset_set(pci.vdev, ())  # no proof of ownership
 
-    pci.vdev.ops = acting(reset_set=refuse)
-    before = registers(pci)
-    with pytest.raises(VfioIoctlError) as caught:
-        pci.device_set.hot_reset()
-    assert caught.value.errno == errno.EINVAL
-    assert (registers(pci), pci.vdev.health, pci.bar(0).read32(0)) == (before, DeviceHealth.OK, ID)
+    with vfio_user.open(vfio_device("edu").address, mode="type1v2", ops=acting(reset_set=refuse)) as pci:
+        before = registers(pci)
+        with pytest.raises(VfioIoctlError) as caught:
+            pci.device_set.hot_reset()
+        assert caught.value.errno == errno.EINVAL
+        assert (registers(pci), pci.vdev.health, pci.bar(0).read32(0)) == (before, DeviceHealth.OK, ID)
 
 
 # -- failed
