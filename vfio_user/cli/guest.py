@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vfio_user.testing import kernels, qemu, topology
+from vfio_user.testing import topology
 from vfio_user.testing.errors import GuestSpecError
 from vfio_user.testing.guest import ACCELS, Guest, run
+from vfio_user.testing.machines import MACHINES
 
 __all__ = ["add"]
 
@@ -20,12 +22,16 @@ it as root; show its output; exit with its exit code.
 The guest sees this machine's files at the same paths. What it writes is gone afterwards, but for the folder
 $VFIO_USER_OUTPUT, which --output names here. $VFIO_USER_DEVICES names a JSON file with the devices'
 addresses.
+
+A guest of another architecture (--arch) is always emulated. It has Python, pytest and this package, and of
+this machine's files those of the working directory. Its kernel is built the first time: some minutes.
 """
 _EXAMPLES = """\
 examples:
   vfio-user guest --device edu -- ls -l /dev/vfio
   vfio-user guest --kernel 6.1 --device nvme,size=64M --output results -- python -m pytest tests
   vfio-user guest --device edu+edu --iommu virtio -- sh -c 'cat $VFIO_USER_DEVICES'
+  vfio-user guest --arch arm64 --device pl031 -- python3 -m pytest tests
 
 A guest that crashes, panics or hangs is an error (exit code 2), shown with the end of its console.
 """
@@ -43,9 +49,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     default = Guest()
     named = "; ".join(f"{name} = {' and '.join(slots)}" for name, slots in topology.TOPOLOGIES.items())
     parser.add_argument(
+        "--arch", choices=list(MACHINES), default=default.arch, help="architecture (default: %(default)s)"
+    )
+    parser.add_argument(
         "--kernel",
         default=default.kernel,
-        help=f"{', '.join(kernels.NAMES)}, or a bzImage's path (default: {default.kernel}, this release's)",
+        help=f"{_by_machine({arch: machine.kernels for arch, machine in MACHINES.items()})}; or an image's path. "
+        "The first is the default; stock is this release's",
     )
     parser.add_argument(
         "--device",
@@ -54,7 +64,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default=[],
         metavar="KIND[,PROPERTY=VALUE…][+…]",
         help="one PCIe slot; + joins the functions of one slot; may be given several times. "
-        f"Kinds: {', '.join(sorted(topology.KINDS))}, and QEMU's own device models",
+        f"Kinds: {', '.join(sorted(topology.KINDS))}, and QEMU's own device models. On other buses: "
+        f"{_by_machine({arch: machine.seats for arch, machine in MACHINES.items() if machine.seats})}",
     )
     parser.add_argument(
         "--topology",
@@ -65,9 +76,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument(
         "--iommu",
-        choices=sorted(qemu.IOMMUS),
         default=default.iommu,
-        help="default: %(default)s; with amd, devices sit on the root bus",
+        help=f"{_by_machine({arch: machine.iommus for arch, machine in MACHINES.items()})}. "
+        "The first is the default; with amd, devices sit on the root bus",
     )
     parser.add_argument("--memory", default=default.memory, metavar="SIZE", help="default: %(default)s")
     parser.add_argument("--cpus", type=int, default=default.cpus, metavar="N", help="default: %(default)s")
@@ -81,6 +92,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--no-bind", action="store_true", help="leave the devices to the kernel's own drivers")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="program and arguments, after --")
     parser.set_defaults(run=_run)
+
+
+def _by_machine(names: Mapping[str, Iterable[str]]) -> str:
+    return "; ".join(f"{arch}: {', '.join(each)}" for arch, each in names.items())
 
 
 def _slots(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -103,6 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # A runner that is told to stop (timeout, CI) cleans up, as it does after an interrupt from the keyboard.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     guest = Guest(
+        arch=arguments.arch,
         kernel=arguments.kernel,
         devices=_slots(arguments),
         iommu=arguments.iommu,

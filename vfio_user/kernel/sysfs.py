@@ -14,6 +14,7 @@ from vfio_user.addresses import IovaRange, PciAddress
 from vfio_user.errors import ArgumentError, MalformedReplyError, VfioOSError
 
 __all__ = [
+    "VFIO_DRIVERS",
     "Group",
     "PciFunction",
     "SysfsDevice",
@@ -33,6 +34,16 @@ __all__ = [
 
 SYSFS = Path("/sys")
 CDEVS = "/dev/vfio/devices"
+
+#: Drivers of VFIO by bus; ccw devices are driven through their subchannels, on the bus css.
+VFIO_DRIVERS = {
+    "pci": "vfio-pci",
+    "platform": "vfio-platform",
+    "amba": "vfio-amba",
+    "css": "vfio_ccw",
+    "fsl-mc": "vfio-fsl-mc",
+    "cdx": "vfio-cdx",
+}
 
 _BRIDGE_CLASS = 0x06
 _RESOURCE_MEMORY = 0x200
@@ -88,6 +99,11 @@ class SysfsDevice(ABC):
     def name(self) -> str:
         """Its name on its bus, as sysfs spells it."""
         return self.path.name
+
+    @property
+    def bus(self) -> str:
+        """Name of its bus in ``/sys/bus``."""
+        return self.path.parent.parent.name
 
     @property
     def driver(self) -> str | None:

@@ -22,7 +22,7 @@ from vfio_user.testing import aptsources, cache
 from vfio_user.testing.aptsources import release
 from vfio_user.testing.errors import GuestSetupError
 
-__all__ = ["Package", "find", "newest", "release", "unpack", "unpacked"]
+__all__ = ["Package", "find", "needed", "newest", "release", "unpack", "unpack_all", "unpacked"]
 
 #: Lists older than this are fetched again, in seconds; when the mirror does not answer they still serve.
 LISTS_AGE = 24 * 3600.0
@@ -44,23 +44,26 @@ class Package:
     """The suite that it was found in."""
     depends: tuple[str, ...] = ()
     """Names of the packages that it depends on; the first of alternatives only, no version."""
+    architecture: str = ""
+    """The distribution's name of the architecture; empty for this machine's."""
 
 
-def find(name: str, suite: str) -> Package:
+def find(name: str, suite: str, architecture: str = "") -> Package:
     """Find the newest version of a package in a suite.
 
     Args:
         name: exact name of a binary package.
         suite: ``"bookworm"``, ``"trixie-backports"``, ``"sid"`` …: any that the machine's mirror carries.
+        architecture: the distribution's name of it; empty for this machine's.
 
     Raises:
         GuestSetupError: there is no such package or suite, or the mirror can't be reached.
     """
-    state = _AptState(suite)
+    state = _AptState(suite, architecture)
     for fresh in (False, True):
         state.refresh(0.0 if fresh else LISTS_AGE)
         shown = state.run("apt-cache", "show", name, check=False)
-        packages = [each for each in _stanzas(shown, suite) if each.name == name]
+        packages = [each for each in _stanzas(shown, suite, architecture) if each.name == name]
         if packages:
             return max(packages, key=lambda each: _version_key(each.version))
     raise GuestSetupError(f"{suite} has no package {name}")
@@ -90,7 +93,8 @@ def unpacked(package: Package) -> Path:
     Raises:
         GuestSetupError: it can't be fetched or unpacked.
     """
-    return cache.entry("package", f"{package.name}_{package.version}", lambda place: unpack(package, place))
+    name = "_".join(part for part in (package.name, package.version, package.architecture) if part)
+    return cache.entry("package", name, lambda place: unpack(package, place))
 
 
 def unpack(package: Package, place: Path) -> None:
@@ -99,24 +103,47 @@ def unpack(package: Package, place: Path) -> None:
     Raises:
         GuestSetupError: it can't be fetched or unpacked.
     """
-    state = _AptState(package.suite)
-    with tempfile.TemporaryDirectory(prefix=".fetch.", dir=state.place) as scratch:
-        try:
-            state.run("apt-get", "download", f"{package.name}={package.version}", cwd=Path(scratch))
-        except GuestSetupError:
-            # The suite may have moved on since the lists were fetched; the same version may still be there.
-            state.refresh(0.0)
-            state.run("apt-get", "download", f"{package.name}={package.version}", cwd=Path(scratch))
-        (deb,) = Path(scratch).glob("*.deb")
+    state = _AptState(package.suite, package.architecture)
+    with state.scratch() as scratch:
+        # The suite may have moved on since the lists were fetched; the same version may still be there.
+        state.run_fresh("apt-get", "download", f"{package.name}={package.version}", cwd=scratch)
+        (deb,) = scratch.glob("*.deb")
         _command(["dpkg-deb", "--extract", str(deb), str(place)])
 
 
-class _AptState:
-    """A private apt for one suite."""
+def needed(names: Iterable[str], suite: str, architecture: str) -> tuple[str, ...]:
+    """Return packages and all that they depend on, as ``"libc6=2.41-12"``, for a machine that has none.
 
-    def __init__(self, suite: str) -> None:
+    Raises:
+        GuestSetupError: there is no such set of packages, or the mirror can't be reached.
+    """
+    state = _AptState(suite, architecture)
+    state.refresh(LISTS_AGE)
+    shown = state.run_fresh("apt-get", "install", "-y", "--no-install-recommends", "--print-uris", *names)
+    files = (line.split()[1] for line in shown.splitlines() if line.startswith("'"))
+    return tuple(sorted("=".join(name.split("_")[:2]).replace("%3a", ":") for name in files))
+
+
+def unpack_all(packages: Iterable[str], suite: str, architecture: str, place: Path) -> None:
+    """Fetch packages, as `needed` names them, and unpack them into an existing directory; none is configured.
+
+    Raises:
+        GuestSetupError: they can't be fetched or unpacked.
+    """
+    state = _AptState(suite, architecture)
+    with state.scratch() as scratch:
+        state.run_fresh("apt-get", "download", *packages, cwd=scratch)
+        for deb in sorted(scratch.glob("*.deb")):
+            _command(["dpkg-deb", "--extract", str(deb), str(place)])
+
+
+class _AptState:
+    """A private apt for one suite and architecture."""
+
+    def __init__(self, suite: str, architecture: str = "") -> None:
         self.suite = suite
-        self.place = cache.root() / "apt" / suite
+        self._architecture = architecture
+        self.place = cache.root() / "apt" / "-".join(part for part in (suite, architecture) if part)
         self.config = self.place / "apt.conf"
         self._stamp = self.place / "fetched"
 
@@ -142,6 +169,20 @@ class _AptState:
     def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
         """Run an apt command on this state and give its output."""
         return _command([command[0], "-c", str(self.config), *command[1:]], cwd=cwd, check=check)
+
+    def run_fresh(self, *command: str, cwd: Path | None = None) -> str:
+        """Run an apt command, and once more with new lists when it fails."""
+        try:
+            return self.run(*command, cwd=cwd)
+        except GuestSetupError:
+            self.refresh(0.0)
+            return self.run(*command, cwd=cwd)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give a folder to fetch into."""
+        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=self.place) as name:
+            yield Path(name)
 
     def _is_younger(self, age: float) -> bool:
         try:
@@ -183,7 +224,11 @@ class _AptState:
             options = {name: ",".join(value.split()) for name, value in options.items()}
         shown = " ".join(f"{name}={value}" for name, value in options.items())
         (self.place / "sources.list").write_text(f"deb [{shown}] {source.uri} {self.suite} main\n".replace("[] ", ""))
-        self.config.write_text(_CONFIGURATION.format(place=self.place))
+        text = _CONFIGURATION.format(place=self.place)
+        if self._architecture:
+            text += f'APT::Architecture "{self._architecture}";\n#clear APT::Architectures;\n'
+            text += f'APT::Architectures {{ "{self._architecture}"; }};\n'
+        self.config.write_text(text)
 
 
 # Hooks of the machine are for its own state (Docker images clean theirs up), and so are its pins.
@@ -210,13 +255,14 @@ Acquire::http::Timeout "60";
 """
 
 
-def _stanzas(text: str, suite: str) -> Iterator[Package]:
+def _stanzas(text: str, suite: str, architecture: str) -> Iterator[Package]:
     for stanza in text.split("\n\n"):
         rows = dict(row.partition(": ")[::2] for row in stanza.splitlines() if not row.startswith(" "))
         if "Package" in rows and "Version" in rows:
             depends = f"{rows.get('Pre-Depends', '')},{rows.get('Depends', '')}".split(",")
             names = (each.split("|")[0].split("(")[0].strip().partition(":")[0] for each in depends)
-            yield Package(rows["Package"], rows["Version"], suite, tuple(name for name in names if name))
+            wanted = tuple(name for name in names if name)
+            yield Package(rows["Package"], rows["Version"], suite, wanted, architecture)
 
 
 def _compare_versions(left: str, right: str) -> int:

@@ -1,7 +1,8 @@
-"""The feature kernel: built from the distribution's kernel source, with what distributions leave out.
+"""The feature kernels: built from the distribution's kernel source, with what distributions leave out.
 
-iommufd and the VFIO cdev, noiommu, the mdev samples, AER injection: `kernel/feature.config` has the list. The
-build takes 5 to 13 minutes on two cores, once for each list; later source versions do not make it stale.
+iommufd and the VFIO cdev, noiommu, the mdev samples, AER injection, buses that only other architectures have: the lists
+are in `kernel/`, one for each machine. A build takes 5 to 13 minutes on two cores, once for each list; later source
+versions do not make it stale.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 
 from vfio_user.testing import cache, debian
 from vfio_user.testing.errors import GuestSetupError
+from vfio_user.testing.machines import Machine
 
 __all__ = ["SUITES", "build", "differences"]
 
 #: Where the newest kernel source may be.
 SUITES = ("sid", "trixie-backports", "bookworm-backports", "trixie")
 
-_KIND = "feature-kernel"
 _TOOLS = {
     "bc": "bc",
     "bison": "bison",
@@ -42,24 +43,25 @@ _REPORT = 15.0  # seconds between lines of progress
 _log = logging.getLogger(__name__)
 
 
-def build() -> tuple[Path, str]:
-    """Return the feature kernel's bzImage and its key, building it when the cache has none for today's list.
+def build(machine: Machine) -> tuple[Path, str]:
+    """Return a machine's feature kernel and its key, building it when the cache has none for today's list.
 
     Raises:
         GuestSetupError: source or tools are missing, or the build fails; the message has the end of its log.
     """
-    fragment = (resources.files("vfio_user.testing") / "kernel" / "feature.config").read_text()
+    fragment = (resources.files("vfio_user.testing") / "kernel" / machine.config).read_text()
+    kind = machine.config.replace(".config", "-kernel")
     mark = cache.digest(fragment)
-    for place in cache.entries(_KIND, f"*-{mark}"):
-        return place / "bzImage", place.name
-    _check_tools()
+    for place in cache.entries(kind, f"*-{mark}"):
+        return place / machine.target, place.name
+    _check_tools(machine)
     meta = debian.newest("linux-source", SUITES)
     names = [name for name in meta.depends if name.startswith("linux-source-")]
     if not names:
         raise GuestSetupError(f"linux-source of {meta.suite} names no source; it depends on {meta.depends}")
     source = debian.find(names[0], meta.suite)
-    place = cache.entry(_KIND, f"{source.version}-{mark}", lambda place: _build(source, fragment, place))
-    return place / "bzImage", place.name
+    place = cache.entry(kind, f"{source.version}-{mark}", lambda place: _build(machine, source, fragment, place))
+    return place / machine.target, place.name
 
 
 def differences(fragment: str, config: str) -> list[str]:
@@ -73,19 +75,21 @@ def differences(fragment: str, config: str) -> list[str]:
     ]
 
 
-def _check_tools() -> None:
+def _check_tools(machine: Machine) -> None:
     missing = [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
     include = [Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu")]
     missing += [
         package for header, package in _HEADERS.items() if not any((folder / header).exists() for folder in include)
     ]
+    if machine.foreign and shutil.which(f"{machine.cross}gcc") is None:
+        missing.append(f"gcc-{machine.cross.rstrip('-')}")
     if missing:
-        raise GuestSetupError(f"building the feature kernel needs these packages: {' '.join(missing)}")
+        raise GuestSetupError(f"building the {machine.arch} kernel needs these packages: {' '.join(missing)}")
 
 
-def _build(source: debian.Package, fragment: str, place: Path) -> None:
-    """Unpack, configure and compile below the cache; leave ``bzImage`` and ``config`` in `place`."""
-    _log.info("building the feature kernel from %s %s: some minutes, once", source.name, source.version)
+def _build(machine: Machine, source: debian.Package, fragment: str, place: Path) -> None:
+    """Unpack, configure and compile below the cache; leave the image and ``config`` in `place`."""
+    _log.info("building the %s kernel from %s %s: some minutes, once", machine.arch, source.name, source.version)
     (archive,) = (debian.unpacked(source) / "usr/src").glob("linux-source-*.tar.xz")
     with tempfile.TemporaryDirectory(prefix=".kernel-build.", dir=cache.root()) as scratch_name:
         scratch = Path(scratch_name)
@@ -93,16 +97,19 @@ def _build(source: debian.Package, fragment: str, place: Path) -> None:
         steps = _Steps(log, time.monotonic() + _DEADLINE)
         steps.run("unpacking", ["tar", "-xf", str(archive), "--strip-components=1"], _made(scratch / "source"))
         tree = scratch / "source"
-        (tree / "feature.config").write_text(fragment)
-        steps.run("configuring", ["make", "tinyconfig"], tree)
-        steps.run("configuring", ["scripts/kconfig/merge_config.sh", "-m", ".config", "feature.config"], tree)
-        steps.run("configuring", ["make", "olddefconfig"], tree)
+        (tree / machine.config).write_text(fragment)
+        target = {"ARCH": machine.linux, "CROSS_COMPILE": machine.cross if machine.foreign else ""}
+        steps.run("configuring", ["make", "tinyconfig"], tree, target)
+        merge = ["scripts/kconfig/merge_config.sh", "-m", ".config", machine.config]
+        steps.run("configuring", merge, tree, target)
+        steps.run("configuring", ["make", "olddefconfig"], tree, target)
         config = (tree / ".config").read_text()
         lost = differences(fragment, config)
         if lost:
             raise GuestSetupError(f"{source.name} {source.version} does not take {', '.join(lost)}")
-        steps.run("compiling", ["make", f"-j{os.cpu_count() or 1}", "bzImage"], tree, {"KCFLAGS": "-w"})
-        shutil.copyfile(tree / "arch/x86/boot/bzImage", place / "bzImage")
+        make = ["make", f"-j{os.cpu_count() or 1}", machine.target]
+        steps.run("compiling", make, tree, target | {"KCFLAGS": "-w"})
+        shutil.copyfile(tree / machine.image, place / machine.target)
         (place / "config").write_text(config)
 
 
@@ -139,7 +146,7 @@ class _Steps:
                 if now - reported > _REPORT:
                     reported = now
                     done = self._log.read_bytes().count(b"\n")
-                    _log.info("feature kernel: %s, %d s, %d steps", name, now - begin, done)
+                    _log.info("kernel: %s, %d s, %d steps", name, now - begin, done)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, 9)  # make's children too

@@ -27,7 +27,9 @@ class GuestDevice:
     kind: str
     """Kind: ``nvme``."""
     address: str
-    """PCI address in the guest: ``0000:01:00.0``."""
+    """Address in the guest: ``0000:01:00.0``; what its bus calls it where that is not PCI."""
+    bus: str = "pci"
+    """Bus in ``/sys/bus``; ``css`` for the subchannel of a ccw device."""
 
     @property
     def slot(self) -> str:
@@ -50,7 +52,7 @@ def devices(kind: str | None = None) -> tuple[GuestDevice, ...]:
         NotInGuestError: this is not such a guest.
     """
     rows = json.loads(Path(_variable("VFIO_USER_DEVICES")).read_text())
-    found = (GuestDevice(row["name"], row["kind"], row["address"]) for row in rows)
+    found = (GuestDevice(row["name"], row["kind"], row["address"], row["bus"]) for row in rows)
     return tuple(item for item in found if kind in (None, item.kind))
 
 

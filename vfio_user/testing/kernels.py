@@ -8,13 +8,12 @@ from pathlib import Path
 
 from vfio_user.testing import cache, debian, feature
 from vfio_user.testing.errors import GuestSetupError, GuestSpecError
+from vfio_user.testing.machines import Machine
 
-__all__ = ["NAMES", "STOCK", "Kernel", "busybox", "resolve"]
+__all__ = ["STOCK", "Kernel", "busybox", "newest", "resolve"]
 
 #: Kernels by name, and the distribution's release that has them; None is the release of this machine.
 STOCK: dict[str, str | None] = {"stock": None, "6.1": "bookworm", "6.12": "trixie"}
-#: All names that `resolve` knows.
-NAMES = (*STOCK, "feature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Kernel:
     """A bootable kernel and its modules."""
 
     image: Path
-    """The bzImage."""
+    """What QEMU boots."""
     release: str
     """What ``uname -r`` says; ``built-in`` for an image without modules."""
     modules: Path | None
@@ -31,58 +30,62 @@ class Kernel:
     """Changes when the kernel does."""
 
 
-def resolve(name: str) -> Kernel:
+def resolve(name: str, machine: Machine) -> Kernel:
     """Return the kernel that a user calls `name`.
 
     Args:
-        name: one of `NAMES`, or the path of a bzImage (then everything that the guest needs must be built
-            in) or of a directory with ``vmlinuz`` and ``lib/modules/RELEASE``.
+        name: one of `Machine.kernels`, empty for the first of them, or the path of an image (then everything that the
+            guest needs must be built in) or of a directory with ``vmlinuz`` and ``lib/modules/RELEASE``.
+        machine: what it must run on.
 
     Raises:
         GuestSpecError: no such kernel.
         GuestSetupError: its package can't be had, or the feature kernel can't be built.
     """
-    if name in STOCK:
-        return _stock(STOCK[name])
-    if name == "feature":
-        image, key = feature.build()
-        return Kernel(image, f"feature-{key}", None, key)
+    name = name or machine.kernels[0]
+    if name in machine.kernels:
+        if name in STOCK:
+            return _stock(STOCK[name], machine)
+        image, key = feature.build(machine)
+        return Kernel(image, f"feature-{key}", None, f"{machine.arch}-{key}")
     path = Path(name).expanduser().resolve()
     if path.is_dir():
         return _in_tree(path, str(path))
     if path.is_file():
         stamp = path.stat()
         return Kernel(path, "built-in", None, f"{path}:{stamp.st_mtime_ns}:{stamp.st_size}")
-    raise GuestSpecError(f"there is no kernel {name!r}; take {', '.join(NAMES)}, or the path of a bzImage")
+    known = ", ".join(machine.kernels)
+    raise GuestSpecError(f"there is no kernel {name!r} for {machine.arch}; take {known}, or the path of an image")
 
 
-def busybox() -> Path:
-    """Return the static busybox of this machine's release."""
-    place = debian.unpacked(_newest("busybox-static", debian.release()))
+def busybox(machine: Machine) -> Path:
+    """Return the static busybox of this machine's release, built for `machine`."""
+    place = debian.unpacked(newest("busybox-static", debian.release(), machine))
     program = place / "usr/bin/busybox"
     return program if program.exists() else place / "bin/busybox"
 
 
-def _newest(name: str, suite: str) -> debian.Package:
+def newest(name: str, suite: str, machine: Machine) -> debian.Package:
     """Return today's version of a package; apt takes seconds to say, so its answer is kept for as long as its lists."""
 
     def ask() -> str:
-        package = debian.find(name, suite)
-        if name == "linux-image-amd64":  # a metapackage that names the current kernel
+        package = debian.find(name, suite, machine.apt)
+        if name.startswith("linux-image-"):  # a metapackage that names the current kernel
             names = [each for each in package.depends if each.startswith("linux-image-")]
             if not names:
                 raise GuestSetupError(f"{name} of {suite} names no kernel; it depends on {package.depends}")
-            package = debian.find(names[0], suite)
+            package = debian.find(names[0], suite, machine.apt)
         return f"{package.name} {package.version}"
 
-    found, version = cache.remembered(f"{name}-{suite}", debian.LISTS_AGE, ask).split()
-    return debian.Package(found, version, suite)
+    question = "-".join(part for part in (name, suite, machine.apt) if part)
+    found, version = cache.remembered(question, debian.LISTS_AGE, ask).split()
+    return debian.Package(found, version, suite, (), machine.apt)
 
 
-def _stock(suite: str | None) -> Kernel:
-    package = _newest("linux-image-amd64", suite or debian.release())
+def _stock(suite: str | None, machine: Machine) -> Kernel:
+    package = newest(f"linux-image-{machine.debian}", suite or debian.release(), machine)
     place = cache.entry(
-        "kernel", f"{package.name}_{package.version}", lambda place: _unpack_kernel(package, busybox(), place)
+        "kernel", f"{package.name}_{package.version}", lambda place: _unpack_kernel(package, busybox(machine), place)
     )
     return _in_tree(place, f"{package.name}={package.version}")
 

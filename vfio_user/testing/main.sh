@@ -7,6 +7,24 @@ busybox=$base/bin/busybox
 PATH=$base/bin:$PATH
 . "$control/settings.sh"
 
+# A root file system of another architecture has no shell of its own, and neither the package nor the caller's folder.
+[ -e /bin/sh ] || $busybox --install -s /bin
+number=0
+while read -r tag target; do
+    number=$((number + 1))
+    share=$base/share/$number
+    mkdir -p $share/lower $share/upper $share/work "$target"
+    mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,access=any,cache=loose "$tag" $share/lower
+    mount -t overlay -o "lowerdir=$share/lower,upperdir=$share/upper,workdir=$share/work" overlay "$target"
+done <"$control/shares"
+if [ -n "$EXTENSION" ]; then
+    for module in "$EXTENSION"/*.so; do
+        [ -e "$PACKAGE/${module##*/}" ] || : >"$PACKAGE/${module##*/}"
+        mount -o bind "$module" "$PACKAGE/${module##*/}"
+    done
+    [ ! -d "$ORIGIN" ] || mount -o rbind "$PACKAGE" "$ORIGIN"
+fi
+
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -19,31 +37,47 @@ if [ -n "$MODULES" ]; then
     mount --bind "$MODULES" "/lib/modules/$($busybox uname -r)"
 fi
 
-# $1 is a root port, $2 device and function behind it; the bus number is what the kernel made of it.
+# $1 is the bus, $2 a root port, $3 device and function behind it; the bus number is what the kernel made of it.
 address_of() {
-    [ "$1" = - ] && echo "$2" && return
-    for device in "/sys/bus/pci/devices/$1"/0000:*:"$2"; do
+    if [ "$1" = ccw ]; then
+        subchannel=$(readlink -f "/sys/bus/ccw/devices/$3/..") && echo "${subchannel##*/}"
+        return
+    fi
+    if [ "$2" = - ]; then
+        [ -e "/sys/bus/$1/devices/$3" ] && echo "$3"
+        return
+    fi
+    for device in "/sys/bus/$1/devices/$2"/0000:*:"$3"; do
         [ -e "$device" ] && echo "${device##*/}" && return
     done
 }
 
+driver_of() {
+    case $1 in
+    css) echo vfio_ccw ;;
+    *) echo "vfio-$1" ;;
+    esac
+}
+
 bind() {
-    echo vfio-pci >"/sys/bus/pci/devices/$1/driver_override"
-    [ -e "/sys/bus/pci/devices/$1/driver" ] && echo "$1" >"/sys/bus/pci/devices/$1/driver/unbind"
-    echo "$1" >/sys/bus/pci/drivers_probe
+    device=/sys/bus/$1/devices/$2
+    driver_of "$1" >"$device/driver_override"
+    [ -e "$device/driver" ] && echo "$2" >"$device/driver/unbind"
+    echo "$2" >"/sys/bus/$1/drivers_probe"
 }
 
 separator=
 echo '[' >$base/devices.json
-while read -r name kind port function; do
-    address=$(address_of "$port" "$function")
+while read -r name kind bus port function; do
+    address=$(address_of "$bus" "$port" "$function")
     if [ -z "$address" ]; then
         echo "vfio-user guest: device $name is not on the bus" >/dev/console
         continue
     fi
-    [ "$BIND" = 1 ] && bind "$address"
-    printf '%s{"name": "%s", "kind": "%s", "address": "%s"}\n' \
-        "$separator" "$name" "$kind" "$address" >>$base/devices.json
+    [ "$bus" = ccw ] && bus=css # what a driver is bound to is the subchannel
+    [ "$BIND" = 1 ] && bind "$bus" "$address"
+    printf '%s{"name": "%s", "kind": "%s", "bus": "%s", "address": "%s"}\n' \
+        "$separator" "$name" "$kind" "$bus" "$address" >>$base/devices.json
     separator=,
 done <"$control/devices"
 echo ']' >>$base/devices.json

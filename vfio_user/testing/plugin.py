@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from vfio_user.kernel.sysfs import VFIO_DRIVERS
 from vfio_user.testing import inside
 from vfio_user.testing.errors import GuestError, GuestSpecError
 from vfio_user.testing.guest import Guest, run
@@ -37,7 +38,7 @@ _MARKS = (
     "vfio_guest(kernel=…, devices=[…], iommu=…, memory=…, cpus=…, append=…): "
     "the guest of the fixture vfio_guest; keywords are the fields of vfio_user.testing.Guest",
 )
-_DRIVERS = Path("/sys/bus/pci/devices")
+_BUSES = Path("/sys/bus")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,10 +111,11 @@ def vfio_device() -> Iterator[Callable[[str], inside.GuestDevice]]:
 
 
 def _check_bound(item: inside.GuestDevice, verb: str) -> None:
-    driver = _DRIVERS / item.address / "driver"
+    driver = _BUSES / item.bus / "devices" / item.address / "driver"
     name = driver.resolve().name if driver.exists() else "no driver"
-    if name != "vfio-pci":
-        raise GuestError(f"{item.name} ({item.address}) {verb} bound to {name} instead of vfio-pci")
+    wanted = VFIO_DRIVERS[item.bus]
+    if name != wanted:
+        raise GuestError(f"{item.name} ({item.address}) {verb} bound to {name} instead of {wanted}")
 
 
 def _guest(guest: Guest, changes: dict[str, object]) -> Guest:

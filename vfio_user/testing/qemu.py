@@ -3,58 +3,51 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfio_user.testing.errors import GuestSetupError
+from vfio_user.testing.machines import Machine
 
 if TYPE_CHECKING:
     from vfio_user.testing.topology import Plan
 
-__all__ = ["IOMMUS", "Iommu", "command_line", "find"]
+__all__ = ["Share", "command_line", "find", "model"]
 
 #: Kernel arguments of every guest. A panic or an oops ends QEMU at once (``-no-reboot``), which the runner
 #: reports.
-_KERNEL = (
-    "console=ttyS0 panic=-1 oops=panic quiet mitigations=off nokaslr audit=0 random.trust_cpu=on "
-    "no_timer_check"  # on a busy machine the timer comes late; amd-iommu's never does
-)
-#: Without interrupt remapping the kernel refuses devices (EPERM) unless told that this is known.
-_UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1"
+_KERNEL = "panic=-1 oops=panic quiet audit=0 random.trust_cpu=on"
 
 
 @dataclass(frozen=True, slots=True)
-class Iommu:
-    """One choice of ``--iommu``."""
+class Share:
+    """A folder of this machine that the guest mounts by 9p."""
 
-    device: str
-    """What QEMU adds; empty for none."""
-    kernel: str
-    """What the kernel has to be told."""
-    ports: bool = True
-    """Whether DMA works behind root ports."""
-
-
-IOMMUS: dict[str, Iommu] = {
-    "intel": Iommu("intel-iommu,intremap=on,caching-mode=on", "intel_iommu=on"),
-    # Behind a root port DMA through this one reads zeros, without an error.
-    "amd": Iommu("amd-iommu", _UNSAFE, ports=False),
-    "virtio": Iommu("virtio-iommu-pci,bus=pcie.0,addr=0x1", _UNSAFE),
-    "none": Iommu("", "vfio.enable_unsafe_noiommu_mode=1"),
-}
+    tag: str
+    """What it mounts."""
+    path: Path
+    """The folder."""
+    writable: bool = False
+    """Whether the guest may write there."""
 
 
-def find() -> str:
-    """Return the path of QEMU."""
-    path = shutil.which("qemu-system-x86_64")
+def find(machine: Machine) -> str:
+    """Return the path of QEMU.
+
+    Raises:
+        GuestSetupError: it is not installed; the message names the packages to install.
+    """
+    path = shutil.which(machine.qemu)
     if path is None:
-        raise GuestSetupError("qemu-system-x86_64 is not installed; install the package qemu-system-x86")
+        raise GuestSetupError(f"{machine.qemu} is not installed; install the packages: {machine.packages}")
     return path
 
 
 def command_line(
     *,
+    machine: Machine,
     qemu: str,
     kernel: Path,
     initramfs: Path,
@@ -64,45 +57,50 @@ def command_line(
     cpus: int,
     accel: str,
     append: str,
-    output: Path,
+    shares: Sequence[Share],
     scratch: Path,
 ) -> list[str]:
     """Return the command that runs the guest.
 
     Args:
+        machine: what QEMU emulates.
         qemu: the program.
-        kernel: the bzImage.
+        kernel: the image.
         initramfs: the archive of `vfio_user.testing.initramfs`.
         plan: the devices.
-        iommu: a key of `IOMMUS`.
+        iommu: a key of `Machine.iommus`.
         memory: bytes.
         cpus: number of processors.
         accel: ``tcg`` or ``kvm``.
         append: kernel arguments after the runner's own.
-        output: folder that the guest may write to.
+        shares: folders that the guest sees.
         scratch: folder for console, monitor socket and disks, which the guest does not see.
     """
-    chosen = IOMMUS[iommu]
+    chosen = machine.iommus[iommu]
+    console = _escaped(scratch / "console")
     return [
         *_guarded(),
-        qemu,
-        *("-machine", "q35,kernel-irqchip=split" if accel == "kvm" or iommu == "intel" else "q35"),
+        *(qemu, "-machine", model(machine, iommu, accel)),
         # All processors in one thread: with one each, an MMIO access meets a memory map that another processor is
-        # replacing, and QEMU ends by an assertion (iotlb_to_section). It also leaves the machine's other processors
-        # alone.
+        # replacing, and QEMU ends by an assertion (iotlb_to_section). It also leaves this machine's other ones alone.
         *("-accel", "tcg,thread=single" if accel == "tcg" else accel),
-        *("-cpu", "max" if accel == "tcg" else "host"),
+        *("-cpu", machine.cpu if accel == "tcg" else "host"),
         *("-smp", str(cpus), "-m", f"{memory >> 20}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-serial", f"file:{_escaped(scratch / 'console')}"),
+        *(option.format(console=console) for option in machine.options),
         *("-qmp", f"unix:{_escaped(scratch / 'qmp')},server=on,wait=off"),
         *(("-device", chosen.device) if chosen.device else ()),
-        *_share("host", Path("/"), "readonly=on,multidevs=remap", 0x2),
-        *_share("output", output, "multidevs=remap", 0x3),
+        *(word for number, share in enumerate(shares, 0x2) for word in _share(machine, share, number)),
         *plan.arguments,
         *("-kernel", str(kernel), "-initrd", str(initramfs)),
-        *("-append", f"{_KERNEL} {chosen.kernel} {append}".strip()),
+        *("-append", " ".join(part for part in (machine.kernel, _KERNEL, chosen.kernel, append) if part)),
     ]
+
+
+def model(machine: Machine, iommu: str, accel: str) -> str:
+    """Return the value of ``-machine``."""
+    parts = (machine.model, machine.iommus[iommu].machine, machine.kvm if accel == "kvm" else "")
+    return ",".join(dict.fromkeys(part for part in parts if part))
 
 
 def _guarded() -> tuple[str, ...]:
@@ -110,12 +108,13 @@ def _guarded() -> tuple[str, ...]:
     return ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
 
 
-def _share(tag: str, path: Path, options: str, slot: int) -> tuple[str, ...]:
+def _share(machine: Machine, share: Share, number: int) -> tuple[str, ...]:
+    readonly = "" if share.writable else "readonly=on,"
     return (
         "-fsdev",
-        f"local,id={tag},path={_escaped(path)},security_model=none,{options}",
+        f"local,id={share.tag},path={_escaped(share.path)},security_model=none,{readonly}multidevs=remap",
         "-device",
-        f"virtio-9p-pci,fsdev={tag},mount_tag={tag},bus=pcie.0,addr={slot:#x}",
+        f"{machine.share.format(number=number)},fsdev={share.tag},mount_tag={share.tag}",
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vfio_user.testing.errors import GuestSpecError
+from vfio_user.testing.machines import MACHINES, Machine, Seat
 
 __all__ = ["KINDS", "TOPOLOGIES", "Device", "Placed", "Plan", "parse_size", "parse_slot", "plan"]
 
@@ -55,7 +56,9 @@ class Placed:
     port: str
     """Address of its root port in the guest (bus numbers behind it are the guest's choice), or ``-``."""
     function: str
-    """Device and function behind the port, ``00.1``; the whole address on pcie.0 when there is no port."""
+    """Device and function behind the port, ``00.1``; the whole address when there is no port."""
+    bus: str = "pci"
+    """Bus in the guest's ``/sys/bus``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,13 @@ def _network(model: str, **defaults: str) -> Callable[[_Build], None]:
     return build_network
 
 
-def _virtio_blk(build: _Build) -> None:
-    build.model = "virtio-blk-pci"
-    build.drive(f"{build.name}-disk", "64M")
-    build.options = {"drive": f"{build.name}-disk"} | _MODERN | build.options
+def _virtio_blk(model: str, **defaults: str) -> Callable[[_Build], None]:
+    def build_disk(build: _Build) -> None:
+        build.model = model
+        build.drive(f"{build.name}-disk", "64M")
+        build.options = {"drive": f"{build.name}-disk"} | defaults | build.options
+
+    return build_disk
 
 
 def _simple(model: str, **defaults: str) -> Callable[[_Build], None]:
@@ -163,9 +169,11 @@ KINDS: dict[str, Callable[[_Build], None]] = {
     "igb": _network("igb"),
     "ivshmem": _ivshmem,
     "nvme": _nvme,
-    "virtio-blk": _virtio_blk,
+    "virtio-blk": _virtio_blk("virtio-blk-pci", **_MODERN),
+    "virtio-blk-ccw": _virtio_blk("virtio-blk-ccw"),
     "virtio-net": _network("virtio-net-pci", **_MODERN),
     "virtio-rng": _simple("virtio-rng-pci", **_MODERN),
+    "virtio-rng-mmio": _simple("virtio-rng-device"),
 }
 
 
@@ -199,14 +207,15 @@ def parse_slot(text: str) -> tuple[Device, ...]:
     return functions
 
 
-def plan(slots: Iterable[str], scratch: Path, *, ports: bool = True) -> Plan:
-    """Place devices behind root ports.
+def plan(slots: Iterable[str], scratch: Path, *, ports: bool = True, machine: Machine = MACHINES["x86_64"]) -> Plan:
+    """Place devices: behind root ports, or where else the machine has seats for them.
 
     Args:
         slots: what `parse_slot` takes, one for each slot, in the order of their addresses.
         scratch: directory for the backing files of disks.
         ports: give slots that do not say otherwise (``port=yes``, ``port=no``) a root port; those without one sit on
             the root bus, where they can't be hot-reset.
+        machine: what has the seats.
 
     Raises:
         GuestSpecError: a slot can't be read, or there are more than 27.
@@ -215,7 +224,7 @@ def plan(slots: Iterable[str], scratch: Path, *, ports: bool = True) -> Plan:
     if len(texts) > _LAST_PORT - _FIRST_PORT + 1:
         raise GuestSpecError(f"a guest has room for {_LAST_PORT - _FIRST_PORT + 1} slots, not {len(texts)}")
     numbers: Counter[str] = Counter()
-    parts = [_slot(index, text, numbers, scratch, ports) for index, text in enumerate(texts)]
+    parts = [_slot(index, text, numbers, scratch, ports, machine) for index, text in enumerate(texts)]
     return Plan(
         arguments=tuple(argument for part in parts for argument in part.arguments),
         placed=tuple(item for part in parts for item in part.placed),
@@ -223,9 +232,14 @@ def plan(slots: Iterable[str], scratch: Path, *, ports: bool = True) -> Plan:
     )
 
 
-def _slot(index: int, text: str, numbers: Counter[str], scratch: Path, ports: bool) -> Plan:
+def _slot(index: int, text: str, numbers: Counter[str], scratch: Path, ports: bool, machine: Machine) -> Plan:
     """Place the functions of one slot; `numbers` counts the devices of each kind so far."""
     functions = parse_slot(text)
+    seat = machine.seats.get(functions[0].kind)
+    if seat or machine.zpci:
+        if len(functions) > 1:
+            raise GuestSpecError(f"{text!r}: {machine.arch} has no slot with several functions for this")
+        return _seated(functions[0], index, seat or _zpci(index), numbers, scratch)
     behind_port = _wants_port(functions, text, ports)
     slot = _FIRST_PORT + index
     arguments = _root_port(index) if behind_port else []
@@ -244,6 +258,30 @@ def _slot(index: int, text: str, numbers: Counter[str], scratch: Path, ports: bo
         arguments += [*build.before, "-device", _device(build, place, function, len(functions)), *build.after]
         files += build.files
     return Plan(tuple(arguments), tuple(placed), tuple(files))
+
+
+def _seated(device: Device, index: int, seat: Seat, numbers: Counter[str], scratch: Path) -> Plan:
+    """Place a device that is alone in its place."""
+    number = numbers[device.kind]
+    name = f"{device.kind}{number}"
+    numbers[device.kind] += 1
+    placed = (Placed(name, device.kind, "-", seat.at(seat.address, number), seat.bus),)
+    if not seat.option and seat.bus != "pci":
+        if device.properties or number:
+            raise GuestSpecError(f"the machine has one {device.kind}, which takes no properties")
+        return Plan((), placed, ())
+    build = _Build(name, dict(device.properties), scratch)
+    KINDS.get(device.kind, _simple(device.kind))(build)
+    place = dict([seat.at(seat.option, number).split("=", 1)]) if seat.option else {}
+    arguments = [*build.before, "-device", _device(build, place, 0, 1), *build.after]
+    if seat.bus == "pci":
+        # A function of s390x has a domain to itself, which this gives a number.
+        arguments = ["-device", f"zpci,uid={index + 1},fid={index + 1},target={name}", *arguments]
+    return Plan(tuple(arguments), placed, tuple(build.files))
+
+
+def _zpci(index: int) -> Seat:
+    return Seat("pci", f"{index + 1:04x}:00:00.0")
 
 
 def _root_port(index: int) -> list[str]:

@@ -54,7 +54,7 @@ class Archive:
     def publish(self) -> None:
         packages = "\n".join(self.stanzas).encode()
         names = []
-        for architecture in (_run("dpkg", "--print-architecture").strip(), "all"):
+        for architecture in (_run("dpkg", "--print-architecture").strip(), "arm64", "all"):
             folder = self.place / "dists" / SUITE / "main" / f"binary-{architecture}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "Packages").write_bytes(packages)
@@ -195,3 +195,17 @@ def test_a_machine_without_apt(archive: Archive, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(GuestSetupError, match="apt-get is missing: packages can be fetched on Debian only"):
         debian.find("thing", SUITE)
+
+
+def test_packages_come_with_all_that_they_need_for_any_architecture(archive: Archive, tmp_path: Path) -> None:
+    archive.add("base", "1:1-1", content="base")
+    archive.add("thing", "2", depends="base")
+    packages = debian.needed(["thing"], SUITE, "arm64")
+    assert packages == ("base=1:1-1", "thing=2")
+    place = tmp_path / "root"
+    place.mkdir()
+    debian.unpack_all(packages, SUITE, "arm64", place)
+    assert (place / "usr/share/base/file").read_text() == "base"
+    assert (place / "usr/share/thing/file").exists()
+    with pytest.raises(GuestSetupError, match="nothing"):
+        debian.needed(["nothing"], SUITE, "arm64")

@@ -97,8 +97,8 @@ def test_without_qemu_there_is_an_error(tmp_path: Path) -> None:
 def test_devices_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "devices.json"
     rows = [
-        {"name": "edu0", "kind": "edu", "address": "0000:01:00.0"},
-        {"name": "nvme0", "kind": "nvme", "address": "0000:02:00.1"},
+        {"name": "edu0", "kind": "edu", "bus": "pci", "address": "0000:01:00.0"},
+        {"name": "nvme0", "kind": "nvme", "bus": "pci", "address": "0000:02:00.1"},
     ]
     path.write_text(json.dumps(rows))
     monkeypatch.setenv("VFIO_USER_DEVICES", str(path))

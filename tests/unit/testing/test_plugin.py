@@ -16,14 +16,14 @@ RESULT = "Result(0, 'ran', '', '', '', 1.0, 1.0)"
 
 def in_guest(monkeypatch: pytest.MonkeyPatch, place: Path, driver: str) -> None:
     """Pretend to be a guest with one edu, bound to `driver`."""
-    rows = [{"name": "edu0", "kind": "edu", "address": "0000:01:00.0"}]
+    rows = [{"name": "edu0", "kind": "edu", "bus": "pci", "address": "0000:01:00.0"}]
     (place / "devices.json").write_text(json.dumps(rows))
     monkeypatch.setenv("VFIO_USER_DEVICES", str(place / "devices.json"))
-    folder = place / "sys/0000:01:00.0"
+    folder = place / "sys/pci/devices/0000:01:00.0"
     folder.mkdir(parents=True)
     (place / driver).mkdir()
     (folder / "driver").symlink_to(place / driver)
-    monkeypatch.setattr("vfio_user.testing.plugin._DRIVERS", place / "sys")
+    monkeypatch.setattr("vfio_user.testing.plugin._BUSES", place / "sys")
 
 
 def test_the_mark_describes_the_guest(pytester: pytest.Pytester) -> None:
@@ -90,7 +90,7 @@ def test_a_test_that_leaves_a_device_unbound_fails(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_guest(monkeypatch, tmp_path, "vfio-pci")
-    pytester.makepyfile(TEST + f"    import os; os.unlink('{tmp_path}/sys/0000:01:00.0/driver')\n")
+    pytester.makepyfile(TEST + f"    import os; os.unlink('{tmp_path}/sys/pci/devices/0000:01:00.0/driver')\n")
     result = pytester.runpytest()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*was left bound to no driver instead of vfio-pci"])

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.testing import qemu
+from vfio_user.testing import machines, qemu
 from vfio_user.testing.errors import GuestSetupError
 from vfio_user.testing.topology import Plan
 
+ALL = [(arch, iommu) for arch, machine in machines.MACHINES.items() for iommu in machine.iommus]
 
-def line(iommu: str = "intel", accel: str = "tcg", append: str = "", output: str = "/out") -> list[str]:
+
+def line(
+    iommu: str = "intel", accel: str = "tcg", append: str = "", output: str = "/out", arch: str = "x86_64"
+) -> list[str]:
     return qemu.command_line(
+        machine=machines.named(arch),
         qemu="/usr/bin/qemu",
         kernel=Path("/vmlinuz"),
         initramfs=Path("/initramfs"),
@@ -23,7 +28,7 @@ def line(iommu: str = "intel", accel: str = "tcg", append: str = "", output: str
         cpus=3,
         accel=accel,
         append=append,
-        output=Path(output),
+        shares=[qemu.Share("host", Path("/")), qemu.Share("output", Path(output), writable=True)],
         scratch=Path("/scratch"),
     )
 
@@ -50,11 +55,22 @@ def test_the_host_is_shared_read_only() -> None:
     assert "readonly=on" in host.split(",")
 
 
-@pytest.mark.parametrize("iommu", sorted(qemu.IOMMUS))
-def test_the_iommu_comes_before_its_devices(iommu: str) -> None:
-    words = line(iommu)
-    device = qemu.IOMMUS[iommu].device
-    assert not device or words.index(device) < words.index("edu")
+@pytest.mark.parametrize(("arch", "iommu"), ALL)
+def test_the_iommu_comes_before_its_devices(arch: str, iommu: str) -> None:
+    words = line(iommu, arch=arch)
+    chosen = machines.named(arch).iommus[iommu]
+    assert not chosen.device or words.index(chosen.device) < words.index("edu")
+    assert chosen.machine in value(words, "-machine")
+    assert chosen.kernel in value(words, "-append")
+
+
+@pytest.mark.parametrize("arch", machines.MACHINES)
+def test_every_machine_has_a_console_and_its_shares(arch: str) -> None:
+    words = line(next(iter(machines.named(arch).iommus)), arch=arch)
+    assert any("/scratch/console" in word for word in words)
+    places = [word for word in words if "mount_tag=" in word]
+    assert len(places) == len(set(places)) == 2
+    assert not any("{" in word for word in words)
 
 
 def test_interrupts_without_remapping_are_allowed_only_where_there_is_none() -> None:
@@ -72,5 +88,6 @@ def test_a_comma_in_a_path_is_escaped() -> None:
 
 def test_a_missing_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(GuestSetupError, match="install the package qemu-system-x86"):
-        qemu.find()
+    for arch, package in (("x86_64", "qemu-system-x86"), ("arm64", "qemu-system-arm"), ("s390x", "qemu-system-s390x")):
+        with pytest.raises(GuestSetupError, match=f"install the packages: {package}"):
+            qemu.find(machines.named(arch))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vfio_user.testing import accel, initramfs, kernels, qemu, watch
+from vfio_user.testing import accel, initramfs, kernels, machines, qemu, watch
 from vfio_user.testing.errors import GuestCrashedError, GuestSetupError, GuestSpecError, GuestTimeoutError
 from vfio_user.testing.guest import Guest, run
 
@@ -39,9 +39,11 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(watch, "_REPORT", 0.3)
     fake = Machine(tmp_path)
-    monkeypatch.setattr(qemu, "find", lambda: str(fake.program))
-    monkeypatch.setattr(kernels, "resolve", lambda name: kernels.Kernel(tmp_path / "vmlinuz", name, None, name))
-    monkeypatch.setattr(kernels, "busybox", lambda: tmp_path / "busybox")
+    monkeypatch.setattr(qemu, "find", lambda machine: str(fake.program))
+    monkeypatch.setattr(
+        kernels, "resolve", lambda name, machine: kernels.Kernel(tmp_path / "vmlinuz", name, None, name)
+    )
+    monkeypatch.setattr(kernels, "busybox", lambda machine: tmp_path / "busybox")
     monkeypatch.setattr(accel, "choose", lambda wish, program, probe: "tcg")
     monkeypatch.setattr(initramfs, "build", lambda kernel, busybox: tmp_path / "initramfs")
     return fake
@@ -168,13 +170,15 @@ def test_the_command_runs_as_it_is_written(machine: Machine, tmp_path: Path, mon
 def test_settings_reach_the_guest(machine: Machine, tmp_path: Path) -> None:
     machine.plays(f"cat $control/settings.sh $control/devices >>$control/stdout; {END}")
     result = run(Guest(devices=("edu", "nvme"), bind=False), ["true"])
-    assert result.stdout == "BIND=0\nMODULES=\nedu0 edu 0000:00:04.0 00.0\nnvme0 nvme 0000:00:05.0 00.0\n"
+    assert result.stdout == "BIND=0\nMODULES=\nedu0 edu pci 0000:00:04.0 00.0\nnvme0 nvme pci 0000:00:05.0 00.0\n"
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"arch": "vax"}, "no architecture 'vax'.*arm64, s390x"),
         ({"iommu": "arm"}, "no IOMMU 'arm'"),
+        ({"arch": "arm64", "iommu": "intel"}, "no IOMMU 'intel'; take one of smmuv3, none"),
         ({"memory": "lots"}, "not a size"),
         ({"memory": "16M"}, "at least 256M"),
         ({"cpus": 0}, "cpus must be at least 1"),
@@ -198,4 +202,6 @@ def test_bad_calls_are_refused(machine: Machine) -> None:
 
 def test_unknown_kernel_is_refused() -> None:
     with pytest.raises(GuestSpecError, match=r"no kernel '9\.9'.*6\.12"):
-        kernels.resolve("9.9")
+        kernels.resolve("9.9", machines.named("x86_64"))
+    with pytest.raises(GuestSpecError, match=r"no kernel '6\.12' for s390x; take feature"):
+        kernels.resolve("6.12", machines.named("s390x"))

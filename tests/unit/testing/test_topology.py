@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.testing import topology
+from vfio_user.testing import machines, topology
 from vfio_user.testing.errors import GuestSpecError
 from vfio_user.testing.topology import Device, Placed, parse_size, parse_slot, plan
 
@@ -164,3 +164,47 @@ def test_there_is_room_for_27_slots() -> None:
 @pytest.mark.parametrize("name", sorted(topology.TOPOLOGIES))
 def test_named_topologies_can_be_built(name: str) -> None:
     assert plan(topology.TOPOLOGIES[name], SCRATCH).placed
+
+
+def test_devices_of_other_buses_have_seats() -> None:
+    arm64 = machines.named("arm64")
+    layout = plan(["pl031", "virtio-rng-mmio", "virtio-rng-mmio,max-bytes=8", "edu"], SCRATCH, machine=arm64)
+    assert [(each.name, each.bus, each.function) for each in layout.placed] == [
+        ("pl0310", "amba", "9010000.pl031"),
+        ("virtio-rng-mmio0", "platform", "a000000.virtio_mmio"),
+        ("virtio-rng-mmio1", "platform", "a000200.virtio_mmio"),
+        ("edu0", "pci", "00.0"),
+    ]
+    assert [each["bus"] for each in options(layout.arguments, "virtio-rng-device")] == [
+        "virtio-mmio-bus.0",
+        "virtio-mmio-bus.1",
+    ]
+
+
+def test_a_ccw_device_has_a_number_and_a_disk() -> None:
+    layout = plan(["virtio-blk-ccw,size=1M"], SCRATCH, machine=machines.named("s390x"))
+    assert layout.placed == (Placed("virtio-blk-ccw0", "virtio-blk-ccw", "-", "0.0.0100", "ccw"),)
+    (disk,) = options(layout.arguments, "virtio-blk-ccw")
+    assert disk["devno"] == "fe.0.0100"
+    assert layout.files[0][1] == 1 << 20
+
+
+def test_a_function_of_s390x_has_a_domain_of_its_own() -> None:
+    layout = plan(["nvme", "virtio-rng"], SCRATCH, machine=machines.named("s390x"))
+    assert [each.function for each in layout.placed] == ["0001:00:00.0", "0002:00:00.0"]
+    assert [each["target"] for each in options(layout.arguments, "zpci")] == ["nvme0", "virtio-rng0"]
+    assert "addr" not in options(layout.arguments, "nvme")[0]
+
+
+@pytest.mark.parametrize(
+    ("slots", "arch", "reason"),
+    [
+        (["pl031", "pl031"], "arm64", "has one pl031"),
+        (["flash,size=1M"], "arm64", "takes no properties"),
+        (["pl031+edu"], "arm64", "no slot with several functions"),
+        (["nvme+nvme"], "s390x", "no slot with several functions"),
+    ],
+)
+def test_what_a_machine_has_no_seat_for(slots: list[str], arch: str, reason: str) -> None:
+    with pytest.raises(GuestSpecError, match=reason):
+        plan(slots, SCRATCH, machine=machines.named(arch))
