@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
+from typing import Any
 
-__all__ = ["CACHE", "compile_all", "cost", "library"]
+__all__ = ["CACHE", "compile_all", "cost", "extension", "library"]
 
 _SOURCES = Path(__file__).parent / "native"
 #: What the peers include besides: the C of the memory lock, the uAPI.
@@ -46,6 +49,16 @@ def cost(name: str, function: str, unit: float = 1.0) -> Callable[..., float]:
         return found / unit
 
     return measured
+
+
+def extension(name: str) -> Any:
+    """Import a peer that is a module of Python."""
+    loader = ExtensionFileLoader(name, library(name)._name)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def compile_all() -> None:

@@ -12,7 +12,7 @@ __all__ = ["DEVICES", "MODULES", "find"]
 
 #: By place, the modules; each has `benchmarks()`, a generator of `Benchmark`.
 MODULES: dict[str, tuple[str, ...]] = {
-    "native": ("benchmarks.micro",),
+    "native": ("benchmarks.micro", "benchmarks.rings"),
     "guest": ("benchmarks.bars", "benchmarks.mappings", "benchmarks.resets"),
 }
 #: What the guest's benchmarks need.

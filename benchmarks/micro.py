@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.machinery import ExtensionFileLoader
 from typing import Any
 
 from benchmarks import build, measure, report
@@ -86,12 +84,7 @@ def _loop(setup: str, expression: str) -> Callable[[Any], float]:
 
 def _bare(address: int) -> Any:
     """Give an accessor that guards nothing: `native/bare.c`."""
-    loader = ExtensionFileLoader("bare", build.library("bare")._name)
-    spec = importlib.util.spec_from_loader("bare", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module.Bare(address)
+    return build.extension("bare").Bare(address)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "io.h"
+#include "lock.h"
 
 #define ID_BITS 16u
 
@@ -17,13 +18,51 @@ static uint16_t load16(const uint8_t *at)
     return le16toh(value);
 }
 
+/* Exactly once, from memory that changes by itself; at any address. */
+static uint16_t read16(const uint8_t *at)
+{
+    uint16_t value = load16(at);
+
+    atomic_signal_fence(memory_order_seq_cst);
+    return value;
+}
+
 static void store16(uint8_t *at, uint16_t value)
 {
     value = htole16(value);
     memcpy(at, &value, sizeof(value));
 }
 
+/* The usual sizes are known to the compiler: a call for each entry would cost more than all the rest. */
+static inline void copy(uint8_t *to, const void *from, uint32_t size)
+{
+    switch (size) {
+    case 16:
+        memcpy(to, from, 16);
+        break;
+    case 32:
+        memcpy(to, from, 32);
+        break;
+    case 64:
+        memcpy(to, from, 64);
+        break;
+    default:
+        memcpy(to, from, size);
+    }
+}
+
 /* ---- life ---- */
+
+static bool done_init(struct ring_done *done, uint32_t capacity)
+{
+    uint32_t room = 1;
+
+    while (room < capacity)
+        room <<= 1;
+    done->mask = room - 1;
+    done->slots = calloc(room, sizeof(*done->slots));
+    return done->slots != NULL;
+}
 
 int ring_init(struct ring *ring, const struct ring_layout *layout, uint8_t *submissions, uint8_t *completions)
 {
@@ -35,18 +74,17 @@ int ring_init(struct ring *ring, const struct ring_layout *layout, uint8_t *subm
     ring->generations = (1u << (ID_BITS - ring->shift)) - 1;
     ring->slots = calloc(ring->capacity, sizeof(*ring->slots));
     ring->outcomes = calloc(ring->capacity, layout->completion_size);
-    if (ring->slots == NULL || ring->outcomes == NULL) {
+    ring->free = calloc(ring->capacity, sizeof(*ring->free));
+    if (ring->slots == NULL || ring->outcomes == NULL || ring->free == NULL || !done_init(&ring->owned, ring->capacity) ||
+        !done_init(&ring->cookies, ring->capacity)) {
         ring_free(ring);
         return -ENOMEM;
     }
-    ring->free = RING_NONE;
-    for (uint32_t slot = ring->capacity; slot-- > 0;) {
+    for (uint32_t slot = 0; slot < ring->capacity; slot++) {
         ring->slots[slot].next_id = (uint16_t)slot;
-        ring->slots[slot].next = ring->free;
-        ring->free = slot;
+        ring->free[ring->capacity - 1 - slot] = (uint16_t)slot;
     }
     ring->num_free = ring->capacity;
-    ring->owned.first = ring->owned.last = ring->cookies.first = ring->cookies.last = RING_NONE;
     atomic_store(&ring->place, RING_PHASE);
     return 0;
 }
@@ -55,8 +93,10 @@ void ring_free(struct ring *ring)
 {
     free(ring->slots);
     free(ring->outcomes);
-    ring->slots = NULL;
-    ring->outcomes = NULL;
+    free(ring->free);
+    free(ring->owned.slots);
+    free(ring->cookies.slots);
+    *ring = (struct ring){0};
 }
 
 void ring_reset(struct ring *ring)
@@ -71,84 +111,74 @@ void ring_reset(struct ring *ring)
 
 /* ---- submitting ---- */
 
-uint32_t ring_put(struct ring *ring, const void *entry, uint64_t cookie, void *owner, struct ring_batch *batch,
-                  uint32_t previous)
+static inline void put(struct ring *ring, const uint8_t *entry, uint64_t cookie, void *holder, bool owned)
 {
-    uint32_t index = ring->free;
+    uint32_t index = ring->free[--ring->num_free];
     struct ring_slot *slot = &ring->slots[index];
     uint8_t *at = ring->submissions + (size_t)ring->tail * ring->layout.submission_size;
+    uint16_t id = slot->next_id;
 
-    memcpy(at, entry, ring->layout.submission_size);
-    store16(at + ring->layout.id_at, slot->next_id);
-    ring->free = slot->next;
-    ring->num_free--;
+    copy(at, entry, ring->layout.submission_size);
+    store16(at + ring->layout.id_at, id);
+    *slot = (struct ring_slot){
+        .cookie = cookie,
+        .holder = holder,
+        .id = id,
+        .next_id = (uint16_t)((((id >> ring->shift) + 1) & ring->generations) << ring->shift | index),
+        .state = SLOT_FLYING,
+        .owned = owned,
+    };
     ring->num_flying++;
-    slot->id = slot->next_id;
-    slot->next_id = (uint16_t)((((slot->id >> ring->shift) + 1) & ring->generations) << ring->shift | index);
-    slot->cookie = cookie;
-    slot->owner = owner;
-    slot->batch = batch;
-    slot->next = previous;
-    slot->state = SLOT_FLYING;
     ring->tail = ring->tail + 1 == ring->layout.entries ? 0 : ring->tail + 1;
-    return index;
 }
 
-static void free_slot(struct ring *ring, uint32_t index)
+void ring_put_owned(struct ring *ring, const uint8_t *entry, void *owner)
 {
-    struct ring_slot *slot = &ring->slots[index];
-
-    slot->state = SLOT_FREE;
-    slot->owner = NULL;
-    slot->batch = NULL;
-    slot->next = ring->free;
-    ring->free = index;
-    ring->num_free++;
+    put(ring, entry, 0, owner, true);
 }
 
-void ring_take_back(struct ring *ring, uint32_t last, uint32_t tail)
+void ring_put_cookies(struct ring *ring, const uint8_t *entries, const uint8_t *cookies, size_t count, bool pick,
+                      struct ring_batch *batch)
 {
-    while (last != RING_NONE) {
-        uint32_t previous = ring->slots[last].next;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t cookie;
 
-        free_slot(ring, last);
-        ring->num_flying--;
-        last = previous;
+        memcpy(&cookie, cookies + i * sizeof(cookie), sizeof(cookie));
+        put(ring, entries + (pick ? cookie : i) * ring->layout.submission_size, cookie, batch, false);
     }
+}
+
+static inline void free_slot(struct ring *ring, uint32_t index)
+{
+    ring->slots[index].state = SLOT_FREE;
+    ring->slots[index].holder = NULL;
+    ring->free[ring->num_free++] = (uint16_t)index;
+}
+
+void ring_take_back(struct ring *ring, size_t count, uint32_t tail)
+{
+    ring->num_flying -= (uint32_t)count;
+    while (count-- > 0)
+        free_slot(ring, ring->free[ring->num_free]);
     ring->tail = tail;
 }
 
 /* ---- completing ---- */
 
-/* Only who has the lock writes. */
-static void count_by(struct ring_done *done, int32_t change)
-{
-    uint32_t count = atomic_load_explicit(&done->count, memory_order_relaxed) + (uint32_t)change;
-
-    atomic_store_explicit(&done->count, count, memory_order_relaxed);
-}
-
-static void push(struct ring *ring, struct ring_done *done, uint32_t index)
-{
-    ring->slots[index].next = RING_NONE;
-    if (done->last == RING_NONE)
-        done->first = index;
-    else
-        ring->slots[done->last].next = index;
-    done->last = index;
-    count_by(done, 1);
-}
-
-static void finish(struct ring *ring, uint32_t index, const uint8_t *completion)
+static inline void finish(struct ring *ring, uint32_t index, const uint8_t *completion)
 {
     struct ring_slot *slot = &ring->slots[index];
+    struct ring_done *done = slot->owned ? &ring->owned : &ring->cookies;
+    uint8_t *outcome = ring->outcomes + (size_t)index * ring->layout.completion_size;
+    uint32_t last = atomic_load_explicit(&done->last, memory_order_relaxed);
 
-    memcpy(ring->outcomes + (size_t)index * ring->layout.completion_size, completion, ring->layout.completion_size);
-    if ((load16(completion + ring->layout.phase_at) & ring->layout.error_mask) != 0)
+    copy(outcome, completion, ring->layout.completion_size);
+    if (unlikely((load16(outcome + ring->layout.phase_at) & ring->layout.error_mask) != 0))
         ring->num_failed++;
     slot->state = SLOT_DONE;
     ring->num_flying--;
-    push(ring, slot->owner != NULL ? &ring->owned : &ring->cookies, index);
+    done->slots[last & done->mask] = (uint16_t)index;
+    atomic_store_explicit(&done->last, last + 1, memory_order_relaxed);
 }
 
 static bool is_new(const struct ring *ring, uint32_t place)
@@ -164,22 +194,20 @@ bool ring_pending(struct ring *ring)
     return is_new(ring, atomic_load_explicit(&ring->place, memory_order_relaxed));
 }
 
-static void take_in(struct ring *ring, uint32_t place)
+/* The device can write to the ring at any time: what is decided by is read once. */
+static inline void take_in(struct ring *ring, uint32_t place)
 {
     const struct ring_layout *layout = &ring->layout;
-    uint8_t completion[RING_ENTRY_MAX]; /* read once: the device can write to the ring at any time */
-    uint32_t index;
-    uint16_t id;
+    const uint8_t *at = ring->completions + (size_t)(place & ~RING_PHASE) * layout->completion_size;
+    uint16_t id = read16(at + layout->done_id_at);
+    uint32_t index = id & ((1u << ring->shift) - 1);
 
-    memcpy(completion, ring->completions + (size_t)(place & ~RING_PHASE) * layout->completion_size, layout->completion_size);
-    id = load16(completion + layout->done_id_at);
-    index = id & ((1u << ring->shift) - 1);
-    if (index < ring->capacity && ring->slots[index].state == SLOT_FLYING && ring->slots[index].id == id &&
-        (layout->match_at == RING_NONE || load16(completion + layout->match_at) == layout->match)) {
-        finish(ring, index, completion);
+    if (likely(index < ring->capacity && ring->slots[index].state == SLOT_FLYING && ring->slots[index].id == id &&
+               (layout->match_at == RING_NONE || read16(at + layout->match_at) == layout->match))) {
+        finish(ring, index, at);
     } else if (!ring->untold) {
         ring->strayed = ring->untold = true;
-        memcpy(ring->stray, completion, layout->completion_size);
+        memcpy(ring->stray, at, layout->completion_size);
     }
 }
 
@@ -213,24 +241,18 @@ void ring_end_all(struct ring *ring, const void *completion)
     }
 }
 
-uint32_t ring_next(struct ring *ring, struct ring_done *done)
+uint32_t ring_next(struct ring_done *done)
 {
-    uint32_t index = done->first;
+    uint32_t first = atomic_load_explicit(&done->first, memory_order_relaxed);
 
-    if (index == RING_NONE)
+    if (first == atomic_load_explicit(&done->last, memory_order_relaxed))
         return RING_NONE;
-    done->first = ring->slots[index].next;
-    if (done->first == RING_NONE)
-        done->last = RING_NONE;
-    count_by(done, -1);
-    return index;
+    atomic_store_explicit(&done->first, first + 1, memory_order_relaxed);
+    return done->slots[first & done->mask];
 }
 
-void ring_release(struct ring *ring, uint32_t index)
+static inline void leave_batch(struct ring *ring, struct ring_batch *batch)
 {
-    struct ring_batch *batch = ring->slots[index].batch;
-
-    free_slot(ring, index);
     if (batch == NULL || --batch->left != 0)
         return;
     if (batch->previous != NULL)
@@ -241,4 +263,30 @@ void ring_release(struct ring *ring, uint32_t index)
         batch->next->previous = batch->previous;
     batch->next = ring->ended;
     ring->ended = batch;
+}
+
+void ring_release(struct ring *ring, uint32_t index)
+{
+    struct ring_slot *slot = &ring->slots[index];
+    struct ring_batch *batch = slot->owned ? NULL : slot->holder;
+
+    free_slot(ring, index);
+    leave_batch(ring, batch);
+}
+
+size_t ring_pop_cookies(struct ring *ring, uint8_t *cookies, uint8_t *completions, size_t most)
+{
+    size_t ready = ring_count(&ring->cookies), size = ring->layout.completion_size;
+
+    if (ready < most)
+        most = ready;
+    for (size_t i = 0; i < most; i++) {
+        uint32_t index = ring_next(&ring->cookies);
+
+        memcpy(cookies + i * sizeof(uint64_t), &ring->slots[index].cookie, sizeof(uint64_t));
+        if (completions != NULL)
+            copy(completions + i * size, ring_outcome(ring, index), ring->layout.completion_size);
+        ring_release(ring, index);
+    }
+    return most;
 }

@@ -43,17 +43,17 @@ struct ring_batch {
 
 struct ring_slot {
     uint64_t cookie;
-    void *owner; /* who is told; NULL: whoever asks gets the cookie */
-    struct ring_batch *batch;
-    uint32_t next; /* in the list of free slots, in a queue of done ones, or the slot that was put before */
+    void *holder; /* who is told of it, if it is owned; else its batch, or NULL */
     uint16_t id, next_id;
     uint8_t state;
+    bool owned;
 };
 
-/* Commands that are done and whose outcome was not taken. */
+/* Commands that are done and whose outcome was not taken: slot numbers, first in, first out. */
 struct ring_done {
-    uint32_t first, last;
-    _Atomic uint32_t count; /* looked at without the lock too */
+    uint16_t *slots;
+    uint32_t mask;
+    _Atomic uint32_t first, last; /* never reduced; looked at without the lock too */
 };
 
 struct ring {
@@ -63,7 +63,8 @@ struct ring {
     _Atomic uint32_t place;             /* the next completion to look at; RING_PHASE is the phase of a new one */
     uint32_t unacknowledged;            /* completions that were taken in and that the device was not told of */
     uint32_t capacity, shift, generations;
-    uint32_t free, num_free, num_flying;
+    uint32_t num_free, num_flying;
+    uint16_t *free; /* slot numbers, a stack; those that were given out last are still above its top */
     struct ring_slot *slots;
     uint8_t *outcomes; /* a completion for each slot */
     struct ring_done owned, cookies;
@@ -82,12 +83,14 @@ void ring_free(struct ring *ring);
 void ring_reset(struct ring *ring);
 
 /*
- * Write a command at the tail; there must be a free slot. `previous` is the slot that was put before in the same go, or
- * RING_NONE; returns the slot, which is what ring_take_back() needs when the doorbell could not be rung.
+ * Write commands at the tail; there must be as many free slots. The k-th of them has slot ring->free[num_free_before - 1 - k].
+ * The cookies are 64-bit numbers at any address, and with pick the rows of the entries that are meant.
  */
-uint32_t ring_put(struct ring *ring, const void *entry, uint64_t cookie, void *owner, struct ring_batch *batch,
-                  uint32_t previous);
-void ring_take_back(struct ring *ring, uint32_t last, uint32_t tail);
+void ring_put_cookies(struct ring *ring, const uint8_t *entries, const uint8_t *cookies, size_t count, bool pick,
+                      struct ring_batch *batch);
+void ring_put_owned(struct ring *ring, const uint8_t *entry, void *owner);
+/* Undo the last puts, because the doorbell could not be rung. */
+void ring_take_back(struct ring *ring, size_t count, uint32_t tail);
 
 /* Is there a completion that was not looked at yet? Needs no lock. */
 bool ring_pending(struct ring *ring);
@@ -97,8 +100,15 @@ uint32_t ring_scan(struct ring *ring);
 void ring_end_all(struct ring *ring, const void *completion);
 
 /* The slot of the next command that is done, or RING_NONE; its outcome is valid until ring_release(). */
-uint32_t ring_next(struct ring *ring, struct ring_done *done);
+uint32_t ring_next(struct ring_done *done);
 void ring_release(struct ring *ring, uint32_t slot);
+/* Take the outcomes of commands with cookies: at most so many; completions may be NULL. Returns how many there were. */
+size_t ring_pop_cookies(struct ring *ring, uint8_t *cookies, uint8_t *completions, size_t most);
+
+static inline uint32_t ring_count(const struct ring_done *done)
+{
+    return atomic_load_explicit(&done->last, memory_order_relaxed) - atomic_load_explicit(&done->first, memory_order_relaxed);
+}
 
 static inline const uint8_t *ring_outcome(const struct ring *ring, uint32_t slot)
 {

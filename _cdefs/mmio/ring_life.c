@@ -131,17 +131,17 @@ PyObject *pair_take_stray(PyObject *object, PyObject *ignored)
                                                                       \
         (void)closure;                                                \
         pair_lock(self);                                              \
-        unsigned long long value = self->ring.expression;             \
+        unsigned long long value = (expression);                      \
         pair_unlock(self);                                            \
         return PyLong_FromUnsignedLongLong(value);                    \
     }
 
-COUNTER(num_free, num_free)
-COUNTER(num_flying, num_flying)
-COUNTER(num_ready, cookies.count)
-COUNTER(num_finished, owned.count)
-COUNTER(num_failed, num_failed)
-COUNTER(strayed, strayed)
+COUNTER(num_free, self->ring.num_free)
+COUNTER(num_flying, self->ring.num_flying)
+COUNTER(num_ready, ring_count(&self->ring.cookies))
+COUNTER(num_finished, ring_count(&self->ring.owned))
+COUNTER(num_failed, self->ring.num_failed)
+COUNTER(strayed, self->ring.strayed)
 
 static PyObject *get_running(PyObject *object, void *closure)
 {

@@ -24,10 +24,10 @@ PyObject *pair_scan(PyObject *object, PyObject *ignored)
     return good ? Py_NewRef(Py_None) : NULL;
 }
 
-/* (owner, outcome) of the next owned command that is done; takes over the ring's reference to the owner. */
+/* (owner, outcome) of an owned command that is done. */
 static PyObject *owned_item(struct ring *ring, uint32_t slot)
 {
-    PyObject *owner = ring->slots[slot].owner;
+    PyObject *owner = ring->slots[slot].holder;
     PyObject *outcome = PyBytes_FromStringAndSize((const char *)ring_outcome(ring, slot), ring->layout.completion_size);
     PyObject *item = outcome == NULL ? NULL : PyTuple_Pack(2, owner, outcome);
 
@@ -43,17 +43,15 @@ PyObject *pair_take(PyObject *object, PyObject *ignored)
 
     (void)ignored;
     pair_lock(self);
-    while (list != NULL && ring->owned.first != RING_NONE) {
-        uint32_t slot = ring->owned.first;
-        PyObject *item = owned_item(ring, slot);
+    while (list != NULL && ring_count(&ring->owned) != 0) {
+        uint32_t slot = ring->owned.slots[atomic_load(&ring->owned.first) & ring->owned.mask];
+        PyObject *owner = ring->slots[slot].holder, *item = owned_item(ring, slot);
 
         /* Only what is in the list is taken out of the ring. */
         if (item == NULL || PyList_Append(list, item) != 0) {
             Py_CLEAR(list);
         } else {
-            PyObject *owner = ring->slots[slot].owner;
-
-            ring_next(ring, &ring->owned);
+            ring_next(&ring->owned);
             ring_release(ring, slot);
             Py_DECREF(owner); /* not the last one: the list has it */
         }
@@ -61,24 +59,6 @@ PyObject *pair_take(PyObject *object, PyObject *ignored)
     }
     pair_unlock(self);
     return list;
-}
-
-static size_t pop_cookies(struct ring *ring, const Py_buffer *cookies, const Py_buffer *outcomes, size_t most)
-{
-    size_t count = 0;
-
-    for (; count < most; count++) {
-        uint32_t slot = ring_next(ring, &ring->cookies);
-
-        if (slot == RING_NONE)
-            break;
-        memcpy((uint8_t *)cookies->buf + count * sizeof(uint64_t), &ring->slots[slot].cookie, sizeof(uint64_t));
-        if (outcomes->obj != NULL)
-            memcpy((uint8_t *)outcomes->buf + count * ring->layout.completion_size, ring_outcome(ring, slot),
-                   ring->layout.completion_size);
-        ring_release(ring, slot);
-    }
-    return count;
 }
 
 PyObject *pair_reap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
@@ -100,7 +80,7 @@ PyObject *pair_reap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         pair_lock(self);
         good = scan(self);
         if (good)
-            count = pop_cookies(&self->ring, &cookies, &outcomes, room < most ? room : most);
+            count = ring_pop_cookies(&self->ring, cookies.buf, outcomes.buf, room < most ? room : most);
         pair_unlock(self);
     }
     PyBuffer_Release(&cookies);
@@ -116,7 +96,7 @@ static bool pop_one(struct pair_object *self, uint64_t *cookie, uint32_t *word)
     uint32_t slot;
 
     pair_lock(self);
-    slot = ring_next(ring, &ring->cookies);
+    slot = ring_next(&ring->cookies);
     if (slot != RING_NONE) {
         *cookie = ring->slots[slot].cookie;
         memcpy(&status, ring_outcome(ring, slot) + ring->layout.phase_at, sizeof(status));
@@ -135,7 +115,7 @@ PyObject *pair_each(PyObject *object, PyObject *callback)
 
     pair_lock(self);
     good = scan(self);
-    ready = self->ring.cookies.count; /* what callbacks submit is for the next call */
+    ready = ring_count(&self->ring.cookies); /* what callbacks submit is for the next call */
     pair_unlock(self);
     while (good && count < ready) {
         uint64_t cookie;
@@ -165,7 +145,7 @@ static bool any_done(struct pair_object *self, bool cookies)
 {
     const struct ring_done *done = cookies ? &self->ring.cookies : &self->ring.owned;
 
-    return ring_pending(&self->ring) || atomic_load_explicit(&done->count, memory_order_relaxed) != 0;
+    return ring_pending(&self->ring) || ring_count(done) != 0;
 }
 
 static bool spin_slice(struct pair_object *self, bool cookies, int64_t until)

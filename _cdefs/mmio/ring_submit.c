@@ -142,24 +142,21 @@ static void drop_batch(struct ring *ring, struct ring_batch *batch)
     ring->ended = batch;
 }
 
-static uint32_t put_all(struct ring *ring, const struct request *request, struct ring_batch *batch)
+static void put_all(struct ring *ring, const struct request *request, struct ring_batch *batch)
 {
-    uint32_t last = RING_NONE;
-
-    for (size_t i = 0; i < request->count; i++) {
-        uint64_t cookie = request->owners == NULL ? cookie_at(request, i) : 0;
-        size_t row = request->pick ? cookie : i;
-        PyObject *owner = request->owners == NULL ? NULL : PyTuple_GetItem(request->owners, (Py_ssize_t)i);
-
-        Py_XINCREF(owner);
-        last = ring_put(ring, (const uint8_t *)request->entries.buf + row * ring->layout.submission_size, cookie,
-                        owner, batch, last);
+    if (request->owners == NULL) {
+        ring_put_cookies(ring, request->entries.buf, request->cookies.buf, request->count, request->pick, batch);
+        return;
     }
-    return last;
+    for (size_t i = 0; i < request->count; i++) {
+        PyObject *owner = PyTuple_GetItem(request->owners, (Py_ssize_t)i);
+
+        ring_put_owned(ring, (const uint8_t *)request->entries.buf + i * ring->layout.submission_size, Py_NewRef(owner));
+    }
 }
 
-/* All or none; the caller has the lock and there is room. The slot of the last one is for ids_of(). */
-static bool hand_over(struct pair_object *self, const struct request *request, uint32_t *last)
+/* All or none; the caller has the lock and there is room. */
+static bool hand_over(struct pair_object *self, const struct request *request)
 {
     struct ring *ring = &self->ring;
     uint32_t tail = ring->tail;
@@ -172,11 +169,11 @@ static bool hand_over(struct pair_object *self, const struct request *request, u
         PyErr_NoMemory();
         return false;
     }
-    *last = put_all(ring, request, batch);
+    put_all(ring, request, batch);
 
     if (!pair_bell(self, self->tail_bell, ring->tail)) {
         /* The bell did not ring, so the device knows of none of them. */
-        ring_take_back(ring, *last, tail);
+        ring_take_back(ring, request->count, tail);
         for (size_t i = 0; request->owners != NULL && i < request->count; i++)
             Py_DECREF(PyTuple_GetItem(request->owners, (Py_ssize_t)i)); /* never the last one: the tuple has it */
         if (batch != NULL)
@@ -187,16 +184,15 @@ static bool hand_over(struct pair_object *self, const struct request *request, u
 }
 
 /* The identifiers of what was just handed over, in order; the caller still has the lock. */
-static PyObject *ids_of(struct ring *ring, uint32_t last, size_t count)
+static PyObject *ids_of(struct ring *ring, size_t count)
 {
     PyObject *ids = PyList_New((Py_ssize_t)count);
 
-    while (ids != NULL && count-- > 0) {
-        PyObject *id = PyLong_FromUnsignedLong(ring->slots[last].id);
+    for (size_t i = 0; ids != NULL && i < count; i++) {
+        PyObject *id = PyLong_FromUnsignedLong(ring->slots[ring->free[ring->num_free + count - 1 - i]].id);
 
-        if (id == NULL || PyList_SetItem(ids, (Py_ssize_t)count, id) != 0)
+        if (id == NULL || PyList_SetItem(ids, (Py_ssize_t)i, id) != 0)
             Py_CLEAR(ids);
-        last = ring->slots[last].next;
     }
     return ids;
 }
@@ -205,15 +201,14 @@ static PyObject *ids_of(struct ring *ring, uint32_t last, size_t count)
 static PyObject *submit(struct pair_object *self, const struct request *request)
 {
     PyObject *result = NULL;
-    uint32_t last = RING_NONE;
     bool taken;
 
     pair_lock(self);
     taken = atomic_load(&self->running) && !self->ring.strayed && request->count <= self->ring.num_free;
     if (!taken)
         result = Py_NewRef(Py_False);
-    else if (request->count == 0 || hand_over(self, request, &last))
-        result = request->owners == NULL ? Py_NewRef(Py_True) : ids_of(&self->ring, last, request->count);
+    else if (request->count == 0 || hand_over(self, request))
+        result = request->owners == NULL ? Py_NewRef(Py_True) : ids_of(&self->ring, request->count);
     pair_unlock(self);
     return result;
 }

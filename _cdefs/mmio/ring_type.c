@@ -160,8 +160,9 @@ static int pair_traverse(PyObject *object, visitproc visit, void *arg)
 {
     struct pair_object *self = (struct pair_object *)object;
 
-    for (uint32_t slot = 0; self->ring.slots != NULL && slot < self->ring.capacity; slot++)
-        Py_VISIT((PyObject *)self->ring.slots[slot].owner);
+    for (uint32_t slot = 0; slot < self->ring.capacity; slot++)
+        if (self->ring.slots[slot].owned)
+            Py_VISIT((PyObject *)self->ring.slots[slot].holder);
     for (struct ring_batch *batch = self->ring.batches; batch != NULL; batch = batch->next)
         Py_VISIT((PyObject *)batch->keep);
     Py_VISIT(self->bells);
@@ -174,11 +175,10 @@ static int pair_clear(PyObject *object)
 {
     struct pair_object *self = (struct pair_object *)object;
 
-    for (uint32_t slot = 0; self->ring.slots != NULL && slot < self->ring.capacity; slot++) {
-        PyObject *owner = self->ring.slots[slot].owner;
+    for (uint32_t slot = 0; slot < self->ring.capacity; slot++) {
+        PyObject *owner = self->ring.slots[slot].owned ? self->ring.slots[slot].holder : NULL;
 
-        self->ring.slots[slot].owner = NULL;
-        self->ring.slots[slot].batch = NULL;
+        self->ring.slots[slot].holder = NULL;
         Py_XDECREF(owner);
     }
     while (self->ring.batches != NULL) {

@@ -49,7 +49,7 @@ _SQID_AT = 10
 _ABORTED = Status.from_int(ABORTED_BY_HOST)
 _ENDED = Completion(0, 0, 0, 0, 0, ABORTED_BY_HOST << 1).pack()
 #: A reaper looks for so long before it does what waiting takes.
-_FIRST_LOOK = 100e-6
+_FIRST_LOOK = 2e-3
 
 
 class QueueRings:
@@ -99,6 +99,8 @@ class QueueRings:
             # With interrupts the controller may wait for the doorbell before it sends the next.
             lazy=vector is None,
         )
+        # Bound here: looking them up would cost as much as several commands.
+        self._submit, self._reap = self._rings.submit, self._rings.reap
         self._lock = threading.Lock()
         self._stopped: str | None = "it is not created yet"
         self._fault: str | None = None
@@ -143,7 +145,7 @@ class QueueRings:
             BoundsError: fewer entries than numbers.
             ZappedError: device memory is taken away at the moment.
         """
-        if not self._rings.submit(entries, numbers, None, keep, False):
+        if not self._submit(entries, numbers, None, keep, False):
             raise self._refusal(view_of(numbers).nbytes // 8)
 
     def submit_rows(self, table: Data, rows: Data, count: int | None = None, *, keep: object = None) -> None:
@@ -160,7 +162,7 @@ class QueueRings:
         Raises:
             BoundsError: there is no such row; otherwise as `submit_batch`.
         """
-        if not self._rings.submit(table, rows, count, keep, True):
+        if not self._submit(table, rows, count, keep, True):
             raise self._refusal(view_of(rows).nbytes // 8 if count is None else count)
 
     def reap(self, numbers: Data, completions: Data | None = None, timeout: float = 0) -> int:
@@ -179,37 +181,39 @@ class QueueRings:
             DeviceGoneError: the controller does not answer any more.
             ZappedError: device memory is taken away at the moment; nothing is lost.
         """
-        count = self._rings.reap(numbers, completions)
-        if not count:
-            if timeout and self.vector is None:
-                self._rings.spin(min(_FIRST_LOOK, timeout), True)
-            self.poll()
-            count = self._rings.reap(numbers, completions)
+        count = self._reap(numbers, completions)
+        return count or self._patiently(lambda: self._reap(numbers, completions), timeout)
+
+    def _patiently(self, reap: Callable[[], int], timeout: float) -> int:
+        """Reap again, and wait for something to reap if that is wanted."""
+        # Most commands of a polled queue come soon; what waiting takes otherwise would make them late.
+        if timeout and self.vector is None and self._rings.spin(min(_FIRST_LOOK, timeout), True):
+            count = reap()
+            if count:
+                return count
+        self.poll()
+        count = reap()
         if count or not timeout:
             return count
-        return self._reap_slowly(numbers, completions, timeout)
-
-    def _reap_slowly(self, numbers: Data, completions: Data | None, timeout: float) -> int:
         deadline = deadline_of(timeout)
-        while not (count := self._rings.reap(numbers, completions)):
+        while not (count := reap()):
             # Another thread may take what this one was woken for.
             if not self._waiter.wait(self._any_ready, deadline) and time.monotonic() >= deadline:
                 raise NvmeDeadlineError(f"queue {self.qid} completed nothing within {timeout:g} s; {ADVICE}")
         return count
 
-    def reap_each(self, callback: Callable[[int, int], object]) -> int:
+    def reap_each(self, callback: Callable[[int, int], object], timeout: float = 0) -> int:
         """Call ``callback(number, status)`` for each command that is done; give how many there were.
 
-        The status is 0 for success, else twice the 15 bits that `Status.from_int` decodes. A callback may submit;
-        what is done meanwhile is for the next call. When a callback raises, those not called yet come then as well.
+        With a ``timeout`` it waits until there is one; see `reap`. The status is 0 for success, else twice the 15 bits
+        that `Status.from_int` decodes. A callback may submit; what is done meanwhile is for the next call. When a
+        callback raises, those not called yet come then as well.
 
         Raises:
             NvmeUnknownCompletionError, ZappedError: see `reap`.
         """
         count = self._rings.each(callback)
-        if not count:
-            self.poll()
-        return count
+        return count or self._patiently(lambda: self._rings.each(callback), timeout)
 
     async def reap_async(self, numbers: Data, completions: Data | None = None, timeout: float | None = None) -> int:
         """Let the event loop run until there are outcomes; see `reap`. The default deadline is `timeout`."""
