@@ -17,6 +17,7 @@ import numpy
 
 from benchmarks import build
 from benchmarks.model import Benchmark, Pair
+from vfio_user import Iova
 from vfio_user.drivers.nvme.memory import QueueMemory
 from vfio_user.drivers.nvme.queue import QueuePair
 from vfio_user.iommu import DmaSlice
@@ -42,12 +43,12 @@ class _Rings:
         self.stub = build.extension("stub").Stub(
             address_of(submissions), address_of(completions), bar.address + _BELLS, _ENTRIES
         )
-        slices = [DmaSlice(view, 0) for view in (submissions, completions, lists)]  # type: ignore[arg-type]
+        parts = [DmaSlice(view, Iova(0)) for view in (submissions, completions, lists)]
         options: dict[str, Any] = {"finder": None, "diagnose": lambda: None}
         self.queue = QueuePair(
             1,
             _ENTRIES,
-            QueueMemory(*slices, 8),
+            QueueMemory(parts[0], parts[1], parts[2], 8),
             doorbells=bar,
             bell_offsets=(_BELLS, _BELLS + 4),
             page_size=4096,
@@ -75,8 +76,8 @@ def _rings() -> Iterator[_Rings]:
 
 def _arrays(rings: _Rings, depth: int, callback: bool) -> Callable[[], float]:
     queue, serve = rings.queue, rings.stub.serve
-    rows = memoryview(numpy.arange(depth, dtype="<u8"))
-    table = memoryview(numpy.full(depth * 64, 2, "u1"))
+    rows = memoryview(numpy.arange(depth, dtype="<u8"))  # type: ignore[arg-type]  # it has a buffer
+    table = memoryview(numpy.full(depth * 64, 2, "u1"))  # type: ignore[arg-type]
     seen = 0
 
     def done(number: int, status: int) -> None:

@@ -11,33 +11,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from vfio_user._mmio import Program
-from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
-from vfio_user.device import (
-    DeviceHealth,
-    DeviceOps,
-    DeviceSet,
-    Embedded,
-    IrqIndex,
-    IrqPoller,
-    IrqVector,
-    PeerMapping,
-    Region,
-    VfioDevice,
-    container_of,
-    open_devices,
-)
-from vfio_user.errors import VfioError
-from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
-from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
-from vfio_user.mdev import MdevDevice
-from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
-from vfio_user.session import Devices, open, open_all, open_mdev
-
 if TYPE_CHECKING:
+    from vfio_user._mmio import Program
+    from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
     from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
+    from vfio_user.device import (
+        DeviceHealth,
+        DeviceOps,
+        DeviceSet,
+        Embedded,
+        IrqIndex,
+        IrqPoller,
+        IrqVector,
+        PeerMapping,
+        Region,
+        VfioDevice,
+        container_of,
+        open_devices,
+    )
     from vfio_user.doctor import Diagnosis, explain
+    from vfio_user.errors import VfioError
     from vfio_user.inventory import inspect, survey
+    from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
+    from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
+    from vfio_user.mdev import MdevDevice
+    from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
+    from vfio_user.session import Devices, open, open_all, open_mdev
 
 __all__ = [
     "PCI_OPS",
@@ -91,27 +90,70 @@ __all__ = [
     "unbind",
 ]
 
-#: Names that are imported when they are first used: most programs only open a device, and start faster without them.
-_LATER = {
+#: Where the names come from. They are imported when they are first used: programs start faster without what they don't
+#: use, and a program that only shows its help uses nothing.
+_HOMES = {
+    "AddressSpace": "vfio_user.iommu",
     "Binding": "vfio_user.binding",
+    "DeviceHealth": "vfio_user.device",
+    "DeviceOps": "vfio_user.device",
+    "DeviceSet": "vfio_user.device",
+    "Devices": "vfio_user.session",
     "Diagnosis": "vfio_user.doctor",
+    "DmaBuffer": "vfio_user.iommu",
+    "DmaMapping": "vfio_user.iommu",
+    "DmaPool": "vfio_user.iommu",
+    "DmaSlice": "vfio_user.iommu",
+    "Embedded": "vfio_user.device",
+    "IommuMode": "vfio_user.iommu",
+    "Iova": "vfio_user.addresses",
+    "IovaRange": "vfio_user.addresses",
+    "IrqIndex": "vfio_user.device",
+    "IrqPoller": "vfio_user.device",
+    "IrqVector": "vfio_user.device",
+    "MdevDevice": "vfio_user.mdev",
+    "PCI_OPS": "vfio_user.pci",
+    "PciAddress": "vfio_user.addresses",
+    "PciDevice": "vfio_user.pci",
+    "PciDeviceSet": "vfio_user.pci",
+    "PciFunction": "vfio_user.kernel.sysfs",
+    "PciId": "vfio_user.addresses",
+    "PeerMapping": "vfio_user.device",
+    "Program": "vfio_user._mmio",
+    "Region": "vfio_user.device",
+    "ResetPlan": "vfio_user.pci",
+    "ResetReport": "vfio_user.pci",
     "Restored": "vfio_user.binding",
+    "Vaddr": "vfio_user.addresses",
+    "VfioDevice": "vfio_user.device",
+    "VfioError": "vfio_user.errors",
     "bind": "vfio_user.binding",
     "bound": "vfio_user.binding",
+    "container_of": "vfio_user.device",
     "explain": "vfio_user.doctor",
+    "hot_reset": "vfio_user.pci",
     "inspect": "vfio_user.inventory",
+    "open": "vfio_user.session",
+    "open_all": "vfio_user.session",
+    "open_devices": "vfio_user.device",
+    "open_mdev": "vfio_user.session",
+    "pci_function": "vfio_user.kernel.sysfs",
+    "pci_functions": "vfio_user.kernel.sysfs",
     "restore": "vfio_user.binding",
     "survey": "vfio_user.inventory",
     "unbind": "vfio_user.binding",
 }
+_MODULES = ("addresses", "device", "drivers", "errors", "iommu", "kernel", "memory", "pci", "session")
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LATER:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES, *__all__})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from vfio_user.addresses import PciAddress
 from vfio_user.device.base import open_devices
@@ -16,9 +17,14 @@ from vfio_user.iommu import AddressSpace, IommuMode, explain
 from vfio_user.iommu.modes import best_mode
 from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
-from vfio_user.mdev.device import MDEV_OPS, MdevDevice
-from vfio_user.mdev.sysfs import Mdev, mdev
+from vfio_user.kernel.together import all_or_none
 from vfio_user.pci.device import PCI_OPS, PciDevice
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from vfio_user.mdev.device import MdevDevice
+    from vfio_user.mdev.sysfs import Mdev
 
 __all__ = ["Devices", "open", "open_all", "open_mdev"]
 
@@ -104,7 +110,7 @@ def open_mdev(
     *,
     mode: IommuMode | str = "auto",
     address_space: AddressSpace | None = None,
-    ops: DeviceOps = MDEV_OPS,
+    ops: DeviceOps | None = None,
 ) -> MdevDevice:
     """Open a mediated device; `vfio_user.mdev` finds, makes and removes them.
 
@@ -122,10 +128,15 @@ def open_mdev(
         BusyError: this process has it open.
         VfioOSError: a system call failed; the message says what to do.
     """
+    # Imported here: few programs have mediated devices.
+    from vfio_user.mdev.device import MDEV_OPS, MdevDevice
+    from vfio_user.mdev.sysfs import mdev
+
     node = mdev(uuid)
+    table = MDEV_OPS if ops is None else ops
 
     def make(fd: OwnedFd, space: AddressSpace, owns_space: bool) -> MdevDevice:
-        return MdevDevice(node, fd, space, ops=ops, owns_space=owns_space)
+        return MdevDevice(node, fd, space, ops=table, owns_space=owns_space)
 
     return _open(node, make, mode, address_space)
 
@@ -136,7 +147,9 @@ def open_all(
     mode: IommuMode | str = "auto",
     allow_noiommu: bool = False,
 ) -> Devices:
-    """Open several devices with one address space; all or none.
+    """Open several devices with one address space, at the same time; all or none.
+
+    The kernel may reset a device when it is opened: together that takes as long as for one.
 
     Args:
         addresses: ``["0000:01:00.0", "0000:01:00.1"]``.
@@ -144,22 +157,29 @@ def open_all(
         allow_noiommu: see `open`.
 
     Raises:
-        ArgumentError: no addresses were given; otherwise as `open`.
+        ArgumentError: no addresses were given, or one twice; otherwise as `open`, the first that failed.
     """
     if isinstance(addresses, str):
         raise ArgumentError(f"{addresses!r} is one address; open_all() takes a list of them, open() takes one")
     functions = [sysfs.pci_function(address) for address in addresses]
     if not functions:
         raise ArgumentError("no addresses were given")
+    for name, count in Counter(function.name for function in functions).items():
+        if count > 1:
+            raise ArgumentError(f"{name} is given {count} times: a process opens a device once")
     with ExitStack() as stack:
         space = stack.enter_context(_space(functions, mode, allow_noiommu))
-        opened = [
-            stack.enter_context(PciDevice(function.address, space.attach(function), space)) for function in functions
-        ]
+        opened = all_or_none(
+            [partial(_open_function, function, space) for function in functions], lambda device: device.close()
+        )
         stack.pop_all()
     devices = Devices(opened)
     devices.address_space = space
     return devices
+
+
+def _open_function(function: sysfs.PciFunction, space: AddressSpace) -> PciDevice:
+    return PciDevice(function.address, space.attach(function), space)
 
 
 def _open(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,8 @@ from tests.unit.fake_kernel import FakeKernel
 from tests.unit.fake_sysfs import FakeSysfs
 from vfio_user import AddressSpace, IommuMode, open_devices
 from vfio_user.errors import ArgumentError, BusyError, DeadlineError, NotViableError, UnsupportedError, VfioError
+from vfio_user.iommu.group import Group
+from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.sysfs import PciFunction
 
 SECOND, THIRD = "0000:01:00.1", "0000:02:00.0"
@@ -107,7 +110,7 @@ def test_several_at_once(three: list[str], kernel: FakeKernel) -> None:
         with vfio_user.open_all(three, mode="type1v2") as devices:
             assert [each.name for each in devices] == three
             assert {id(each.address_space) for each in devices} == {id(devices.address_space)}
-            assert [each.name for each in open_devices()] == three
+            assert sorted(each.name for each in open_devices()) == three
         assert devices.address_space.closed
         devices.close()
         del devices
@@ -123,8 +126,41 @@ def test_all_or_none(three: list[str], kernel: FakeKernel, tree: FakeSysfs, fail
     kernel.devices[failing] = device
 
 
+def test_devices_are_opened_at_the_same_time(three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device is opened before all three are being opened."""
+    meet = threading.Barrier(3, timeout=20)
+    original = Group.open_device
+
+    def slow(group: Group, name: str, **options: str | None) -> OwnedFd:
+        meet.wait()
+        return original(group, name, **options)
+
+    monkeypatch.setattr(Group, "open_device", slow)
+    with nothing_left(), vfio_user.open_all(three, mode="type1v2") as devices:
+        assert [each.name for each in devices] == three
+        assert sorted(group.number for group in devices.address_space.backend.groups) == [7, 8]  # type: ignore[attr-defined]
+
+
+def test_an_interrupted_opening_leaves_nothing(three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Group.open_device
+
+    def interrupted(group: Group, name: str, **options: str | None) -> OwnedFd:
+        if name == three[1]:
+            raise KeyboardInterrupt
+        return original(group, name, **options)
+
+    with nothing_left():
+        with monkeypatch.context() as patch:
+            patch.setattr(Group, "open_device", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                vfio_user.open_all(three, mode="type1v2")
+        assert open_devices() == ()
+        with vfio_user.open_all(three, mode="type1v2"):
+            pass
+
+
 def test_same_device_twice(three: list[str]) -> None:
-    with nothing_left(), pytest.raises(BusyError, match=f"{ADDRESS} is open in this process already"):
+    with nothing_left(), pytest.raises(ArgumentError, match=f"{ADDRESS} is given 2 times"):
         vfio_user.open_all([ADDRESS, SECOND, ADDRESS], mode="type1v2")
     assert open_devices() == ()
 

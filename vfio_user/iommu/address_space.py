@@ -112,14 +112,20 @@ class AddressSpace(MapVerbs):
             self._require_open()
             if node.noiommu is self.mode.translates:
                 raise UnsupportedError(explain.wrong_mode(node.name, self.mode.value, node.noiommu))
+            self._users += 1  # the back end stays while the device is being opened, which several may be at a time
+        try:
             device = self.backend.attach(node, vf_token=vf_token)
             try:
-                self._mapper.learn()
+                with self._attach_lock:
+                    self._require_open()
+                    self._mapper.learn()
             except BaseException:
                 device.close()
                 raise
-            self._users += 1
-            return device
+        except BaseException:
+            self.detach()
+            raise
+        return device
 
     def detach(self) -> None:
         """Say that a device that was attached is closed."""

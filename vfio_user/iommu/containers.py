@@ -29,12 +29,15 @@ class ContainerBackend:
         Groups stay in the container until `close()`, also when their devices are closed before: the kernel forgets the
         IOMMU type and every mapping with the last group.
     Locking:
-        The address space's attach lock covers `attach` and `close`.
+        A lock of its own serialises what becomes of groups. Devices are opened outside of it: the kernel may reset them
+        then, which takes a tenth of a second, for several at the same time.
     """
 
     def __init__(self, mode: IommuMode) -> None:
         self.container = Container(mode)
+        self._lock = threading.Lock()
         self._groups: dict[int, Group] = {}
+        self._wanted: dict[int, int] = {}  # devices of each group that were opened, or are being opened
 
     @property
     def mode(self) -> IommuMode:
@@ -57,21 +60,38 @@ class ContainerBackend:
         number = node.iommu_group
         if number is None:
             raise UnsupportedError(explain.no_group(node.name))
-        group = self._groups.get(number)
-        if group is not None:
-            return group.open_device(node.name, vf_token=vf_token)
-        group = Group(number, noiommu=self.mode is IommuMode.NOIOMMU)
+        group = self._join(number)
         try:
-            group.require_viable()
-            group.set_container(self.container.fd)
-            if not self._groups:
-                self.container.set_iommu()
-            device = group.open_device(node.name, vf_token=vf_token)
+            return group.open_device(node.name, vf_token=vf_token)
         except BaseException:
-            group.close()
+            self._leave(group)
             raise
-        self._groups[number] = group
-        return device
+
+    def _join(self, number: int) -> Group:
+        """Give a group that is in the container, for one more device."""
+        with self._lock:
+            group = self._groups.get(number)
+            if group is None:
+                group = Group(number, noiommu=self.mode is IommuMode.NOIOMMU)
+                try:
+                    group.require_viable()
+                    group.set_container(self.container.fd)
+                    if not self._groups:
+                        self.container.set_iommu()
+                except BaseException:
+                    group.close()
+                    raise
+                self._groups[number] = group
+            self._wanted[number] = self._wanted.get(number, 0) + 1
+            return group
+
+    def _leave(self, group: Group) -> None:
+        """Take a group out that is there for a device only that could not be opened."""
+        with self._lock:
+            self._wanted[group.number] -= 1
+            if not self._wanted[group.number]:
+                del self._groups[group.number]
+                group.close()
 
     @property
     def emptied(self) -> bool:

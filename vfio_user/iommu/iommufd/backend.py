@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import weakref
 
 from vfio_user.addresses import Iova
@@ -27,7 +28,8 @@ class IommufdBackend:
     Lifetime:
         The iommufd stays open until `close()`; devices may be closed before or after.
     Locking:
-        The kernel serialises; the address space's attach lock covers `attach` and `close`.
+        The kernel serialises what is asked of it, and opens several devices at a time. A lock of its own covers what is
+        kept of them.
     """
 
     maps_files = True
@@ -35,6 +37,7 @@ class IommufdBackend:
 
     def __init__(self, mode: IommuMode) -> None:
         self._mode = mode
+        self._lock = threading.Lock()
         self._devices: weakref.WeakSet[BoundDevice] = weakref.WeakSet()
         self._log: HwptDirtyLog | None = None
         self.iommufd = Iommufd()
@@ -59,12 +62,13 @@ class IommufdBackend:
         device = bind(node, self.iommufd, vf_token=vf_token)
         try:
             device.attach_pt(self.ioas)
-            if self._log is not None:
-                self._log.take(device)
+            with self._lock:
+                if self._log is not None:
+                    self._log.take(device)
+                self._devices.add(device)
         except BaseException:
             device.close()
             raise
-        self._devices.add(device)
         return device
 
     def info(self) -> IommuInfo:
@@ -114,9 +118,11 @@ class IommufdBackend:
         Raises:
             UnsupportedError: an IOMMU can't.
         """
-        devices = [each for each in self._devices if not each.closed]
-        self._log = HwptDirtyLog(self.ioas, devices, self.info().page_sizes)
-        return self._log
+        page_sizes = self.info().page_sizes
+        with self._lock:
+            devices = [each for each in self._devices if not each.closed]
+            self._log = HwptDirtyLog(self.ioas, devices, page_sizes)
+            return self._log
 
     def invalidate_vaddrs(self) -> int:
         """Refuse: mappings of files have no address, and others can't change theirs.
