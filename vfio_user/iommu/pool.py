@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from vfio_user.addresses import Iova
 from vfio_user.errors import ArgumentError, ClosedError
@@ -142,13 +142,21 @@ class DmaPool:
         with self._lock:
             if self._closed:
                 return
-            wanted = set(returned)
-            if strangers := wanted - self._taken:
-                raise ArgumentError(f"{strangers.pop()!r} is not out of this pool; none was given back")
-            if len(wanted) != len(returned):
-                raise ArgumentError("a buffer was named twice; none was given back")
-            self._taken -= wanted
+            before = len(self._taken)
+            self._taken.difference_update(returned)
+            if before - len(self._taken) != len(returned):
+                self._refuse(returned)
             self._free.extend(returned)
+
+    def _refuse(self, returned: list[PoolBuffer]) -> NoReturn:
+        """Take back what was taken off the list, and say what was wrong with it."""
+        free = set(self._free)
+        wanted = set(returned)
+        out = {each for each in wanted if each._pool is self and each not in free}
+        self._taken |= out
+        if strangers := wanted - out:
+            raise ArgumentError(f"{strangers.pop()!r} is not out of this pool; none was given back")
+        raise ArgumentError("a buffer was named twice; none was given back")
 
     def close(self) -> None:
         """Unmap everything; closing twice does nothing.
