@@ -158,8 +158,15 @@ class Region:
     def view(self, offset: int = 0, size: int | None = None) -> memoryview:
         """Give a raw view of mapped memory: format ``"B"``, unguarded, at an address that never changes.
 
-        While the memory is zapped it reads all-ones and writes go nowhere. Mind the width of what you do with it:
-        a copy of bytes is no register access.
+        While the memory is zapped it reads all-ones, and writes do not reach the device. Mind the width of what you do
+        with it: a copy of bytes is no register access.
+
+        That is a fault handler's work, and has limits: what is written to a zapped page can be read back until the
+        memory is taken away the next time; a system call that is given zapped memory fails (EFAULT); a thread that
+        blocks SIGSEGV and SIGBUS is killed by a touch; and ``faulthandler.enable()`` or ``signal.signal()`` for them,
+        called after the device was opened, take the handler's place until the next open or reset, or
+        `vfio_user.memory.install_handler`. Accessors touch no zapped memory; they need the handler only where the
+        kernel refuses an access by itself (SIGBUS).
         """
         return self._mapped().view(offset, self.size - offset if size is None else size)
 
