@@ -4,7 +4,7 @@
  * kernel takes less than a microsecond for each: Python's share must be small against that, so the mappings are linked
  * by members of their own, as the kernel's are, and are looked at in C.
  *
- * Nothing here locks: the address space does.
+ * Nothing here locks: the address space does. Only which ledger an entry is in is asked without a lock, by `in`.
  */
 #include "core.h"
 
@@ -16,7 +16,7 @@ struct ledger_object;
 
 struct entry_object {
     PyObject_HEAD
-    struct ledger_object *ledger; /* that it is in; NULL before and after */
+    _Atomic(struct ledger_object *) ledger; /* that it is in; NULL before and after */
     struct entry_object *previous, *next;
     PyObject *keepalive;
     uint64_t iova, size;
@@ -36,6 +36,16 @@ struct extent {
 
 static PyTypeObject *entry_type;
 
+static inline struct ledger_object *ledger_of(struct entry_object *entry)
+{
+    return atomic_load_explicit(&entry->ledger, memory_order_relaxed);
+}
+
+static inline void set_ledger(struct entry_object *entry, struct ledger_object *ledger)
+{
+    atomic_store_explicit(&entry->ledger, ledger, memory_order_relaxed);
+}
+
 /* ---- entries ---- */
 
 static int entry_init(PyObject *self, PyObject *args, PyObject *keywords)
@@ -49,7 +59,7 @@ static int entry_init(PyObject *self, PyObject *args, PyObject *keywords)
     }
     if (!PyArg_ParseTuple(args, "OO:Entry", &iova, &size))
         return -1;
-    if (entry->ledger != NULL) {
+    if (ledger_of(entry) != NULL) {
         PyErr_SetString(core_errors.argument, "this entry is in a ledger already");
         return -1;
     }
@@ -122,12 +132,12 @@ static struct entry_object *held(struct ledger_object *ledger, PyObject *object)
 {
     struct entry_object *entry = (struct entry_object *)object;
 
-    return PyObject_TypeCheck(object, entry_type) && entry->ledger == ledger ? entry : NULL;
+    return PyObject_TypeCheck(object, entry_type) && ledger_of(entry) == ledger ? entry : NULL;
 }
 
 static void link_last(struct ledger_object *ledger, struct entry_object *entry)
 {
-    entry->ledger = ledger;
+    set_ledger(entry, ledger);
     entry->next = NULL;
     entry->previous = ledger->last;
     if (ledger->last != NULL)
@@ -144,7 +154,7 @@ static void unlink_entry(struct ledger_object *ledger, struct entry_object *entr
 {
     *(entry->previous != NULL ? &entry->previous->next : &ledger->first) = entry->next;
     *(entry->next != NULL ? &entry->next->previous : &ledger->last) = entry->previous;
-    entry->ledger = NULL;
+    set_ledger(entry, NULL);
     entry->previous = entry->next = NULL;
     ledger->count--;
     if (entry->suspended)
@@ -175,7 +185,7 @@ static PyObject *ledger_add(PyObject *self, PyObject *const *args, Py_ssize_t na
         return NULL;
     }
     entry = (struct entry_object *)args[0];
-    if (entry->ledger != NULL || entry->size == 0) {
+    if (ledger_of(entry) != NULL || entry->size == 0) {
         PyErr_SetString(core_errors.argument, "this entry is in a ledger already, or has no range");
         return NULL;
     }
