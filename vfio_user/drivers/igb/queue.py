@@ -1,0 +1,187 @@
+"""One pair of receive and transmit queues: rings, doorbells, and who waits for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vfio_user.drivers.ethernet import RingFullError
+from vfio_user.drivers.igb.errors import IgbDeadlineError, IgbNotRunningError
+from vfio_user.drivers.igb.regs import RxQueue, TxQueue
+from vfio_user.drivers.waiting import Waiter, deadline_of
+
+if TYPE_CHECKING:
+    from vfio_user.device.vector import IrqVector
+    from vfio_user.drivers.ethernet import Frame
+    from vfio_user.drivers.igb.control import IgbRegisters
+    from vfio_user.drivers.igb.rings import RxRing, TxRing
+
+__all__ = ["IgbQueue"]
+
+
+class IgbQueue:
+    """A pair of queues of a port; `Igb.queues` has them.
+
+    Lifetime:
+        As long as its driver is started; it survives resets.
+    Locking:
+        Any thread may call it; sending and receiving have a lock each.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        registers: IgbRegisters,
+        rings: tuple[RxRing, TxRing],
+        vectors: tuple[IrqVector | None, IrqVector | None],
+        require_running: Callable[[], None],
+    ) -> None:
+        """Put a pair together.
+
+        Args:
+            number: of both queues.
+            registers: the controller's.
+            rings: what they use.
+            vectors: their interrupts; without, waiting polls.
+            require_running: raises unless the port runs.
+        """
+        self.number = number
+        """Number of both queues."""
+        self.rx, self.tx = rings
+        self.num_aborted = 0
+        """Frames that were in flight when the port was reset or stopped."""
+        self.num_sent = 0
+        """Frames that the controller reported as sent."""
+        self._name = f"{registers.name} queue {number}"
+        self._write = registers.bar.write32
+        self._require_running = require_running
+        self._rx_tail, self._tx_tail = RxQueue(number).tail, TxQueue(number).tail
+        self._rx_lock, self._tx_lock = threading.Lock(), threading.Lock()
+        self._off = True
+        self._num_halts = 0
+
+        def alive() -> None:
+            registers.status()
+
+        self._rx_waiter = Waiter(self._rx_lock, vectors[0], poll=self._look, diagnose=alive)
+        self._tx_waiter = Waiter(self._tx_lock, vectors[1], poll=self._reclaim, diagnose=alive)
+
+    # -- frames
+
+    def submit(self, frames: Sequence[Frame]) -> int:
+        """Hand over as many frames as there is room for, with one write of the tail; give their number."""
+        with self._tx_lock:
+            self._require_running()
+            self._count_sent()
+            count = self.tx.put(frames)
+            if count:
+                self._write(self._tx_tail, self.tx.tail)
+        return count
+
+    def send(self, frames: Sequence[Frame], timeout: float) -> None:
+        """Hand over all frames, waiting for room where there is none.
+
+        Raises:
+            RingFullError: there was no room for some of them within ``timeout``; says how many were handed over.
+            IgbNotRunningError: a reset or removal came; frames that it caught are counted as aborted.
+        """
+        deadline = deadline_of(timeout)
+        sent = self.submit(frames)
+        while sent < len(frames):
+            rest = frames[sent:]
+            # Waking up costs more than a frame, so it had better be for several.
+            each = self.tx.most_for_one
+            room = partial(self._has_room, max(each, min(len(rest) * each, self.tx.entries // 4)))
+            in_time = self._tx_waiter.wait(room, deadline)
+            sent += self.submit(rest)
+            if sent < len(frames) and not in_time:
+                raise RingFullError(
+                    f"{self._name}: its ring of {self.tx.entries} was full for {timeout:g} s; {sent} of "
+                    f"{len(frames)} frames were handed over",
+                    sent,
+                )
+
+    def flush(self, timeout: float) -> None:
+        """Wait until all frames are sent.
+
+        Raises:
+            IgbDeadlineError: some are not, after ``timeout`` seconds.
+            IgbNotRunningError: a reset or removal came.
+        """
+        self._require_running()
+        halts = self._num_halts
+        done = self._tx_waiter.wait(lambda: self._num_halts != halts or not self.tx.in_flight, deadline_of(timeout))
+        if self._num_halts != halts:
+            raise IgbNotRunningError(f"{self._name} was reset or stopped; frames in flight are counted as aborted")
+        if not done:
+            raise IgbDeadlineError(f"{self._name}: {self.tx.in_flight} frames are not sent after {timeout:g} s")
+
+    def receive(self, limit: int, timeout: float) -> list[bytes]:
+        """Take the frames that are there, at most ``limit``; wait for one when there is none.
+
+        Raises:
+            IgbDeadlineError: none came within ``timeout`` seconds; with 0, nothing is waited for, and none is an
+                empty list.
+            IgbNotRunningError: a reset or removal came.
+        """
+        deadline = deadline_of(timeout)
+        while True:
+            with self._rx_lock:
+                self._require_running()
+                frames = self.rx.take(limit) if self.rx.ready() else []
+                if frames:
+                    self._write(self._rx_tail, self.rx.tail)
+            if frames or not timeout:
+                return frames
+            if not self._rx_waiter.wait(lambda: self._off or self.rx.ready(), deadline):
+                self._require_running()
+                raise IgbDeadlineError(f"{self._name}: no frame came within {timeout:g} s")
+
+    # -- life, called by the port
+
+    def clear(self) -> None:
+        """Start over with empty rings, for a controller that was just reset."""
+        with self._rx_lock, self._tx_lock:
+            self.rx.reset()
+            self.tx.reset()
+
+    def start(self) -> None:
+        """Let the controller have the receive buffers: the queue is enabled."""
+        self._off = False
+        self._write(self._rx_tail, self.rx.tail)
+
+    def halt(self) -> None:
+        """Count what is in flight as aborted, and wake who waits: the controller is off."""
+        with self._tx_lock:
+            self._count_sent()
+            self.num_aborted += self.tx.reset()
+            self._off = True
+            self._num_halts += 1
+            self._tx_waiter.notify()
+        with self._rx_lock:
+            self._rx_waiter.notify()
+
+    # -- inside
+
+    def _has_room(self, descriptors: int) -> bool:
+        return self._off or self.tx.num_free >= descriptors
+
+    def _look(self) -> int:
+        return int(self.rx.ready())
+
+    def _reclaim(self) -> int:
+        with self._tx_lock:
+            sent = self._count_sent()
+            if sent:
+                self._tx_waiter.notify()
+        return sent
+
+    def _count_sent(self) -> int:
+        sent = self.tx.reclaim()
+        self.num_sent += sent
+        return sent
+
+    def __repr__(self) -> str:
+        return f"<IgbQueue {self._name}, {self.tx.in_flight} frames in flight>"
