@@ -22,7 +22,7 @@ uapi: setup ## declarations against the newest kernel headers
 	@$(PYTHON) tests/lanes.py uapi
 
 guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
-	@$(PYTHON) tests/lanes.py runner 'guest-*' 'no-*'
+	@$(PYTHON) tests/lanes.py runner 'guest-*' 'network-*' 'no-*'
 
 bench: setup ## ratios against floors and peers; writes benchmarks/results.json
 	@$(PYTHON) -m benchmarks

@@ -38,10 +38,14 @@ PATIENCE = 240
 #: What `tests/guest` needs: edu alone, two in one slot, one on the root bus; two NVMe; memory; I/O ports; a slot of two
 #: functions in two groups.
 DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e1000e", "igb+igb", "edu,port=no")
+#: What network and virtio drivers need: ports on one hub, a disk, and a device that would bypass the IOMMU.
+NETWORK = ("igb+igb", "virtio-net", "virtio-net", "virtio-blk", "virtio-rng", "virtio-rng,iommu_platform=off", "edu")
+NETWORK_TESTS = tuple(f"tests/guest/test_{name}.py" for name in ("igb", "virtio_blk", "virtio_net"))
+ELSEWHERE = tuple(f"--ignore={test}" for test in NETWORK_TESTS)
 
 #: Binding is sysfs and a journal, slow to show and the same everywhere: one kernel shows it, one that has file systems
 #: and network drivers to be in use.
-WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py")
+WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py", *ELSEWHERE)
 #: What is shown over iommufd and its stand-ins for containers too; peer-to-peer mappings would need dma-bufs there.
 EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
@@ -88,8 +92,10 @@ LANES = (
     Lane("uapi", ("tests/uapi",)),
     Lane("runner", ("tests/runner",)),
     Lane("guest-6.1", WITHOUT_BINDING, Guest(kernel="6.1", devices=DEVICES)),
-    Lane("guest-6.12", ("tests/guest",), Guest(kernel="6.12", devices=DEVICES)),
+    Lane("guest-6.12", ("tests/guest", *ELSEWHERE), Guest(kernel="6.12", devices=DEVICES)),
     Lane("guest-feature", EVERY_MODE, Guest(kernel="feature", devices=DEVICES)),
+    Lane("network-6.12", NETWORK_TESTS, Guest(kernel="6.12", devices=NETWORK)),
+    Lane("network-feature", NETWORK_TESTS, Guest(kernel="feature", devices=NETWORK)),
     Lane("no-iommu", ("tests/unusual/test_no_iommu.py",), Guest(iommu="none", devices=("edu",), bind=False)),
     Lane(
         "noiommu",

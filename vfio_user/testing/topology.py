@@ -147,7 +147,7 @@ def _virtio_blk(model: str, **defaults: str) -> Callable[[_Build], None]:
     def build_disk(build: _Build) -> None:
         build.model = model
         build.drive(f"{build.name}-disk", "64M")
-        build.options = {"drive": f"{build.name}-disk"} | defaults | build.options
+        build.options = {"drive": f"{build.name}-disk", "serial": f"VU-{build.name}"} | defaults | build.options
 
     return build_disk
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
 from vfio_user import DmaSlice, Iova
 from vfio_user.drivers.virtio import QueueLayout
 
-__all__ = ["BASE", "Chain", "DeviceQueue", "Memory"]
+__all__ = ["BASE", "Chain", "DeviceQueue", "Memory", "Reach"]
 
 BASE = 0x1_0000_0000
 """IOVA of the first byte of a `Memory`."""
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
+
+
+class Reach(Protocol):
+    """What the device reaches of memory."""
+
+    def at(self, iova: int, size: int) -> memoryview:
+        """Give what is there."""
 
 
 class Memory:
@@ -61,7 +69,7 @@ class Chain:
 class DeviceQueue:
     """What a device knows of a queue: addresses and size, and how far it has come."""
 
-    def __init__(self, memory: Memory, size: int, descriptors: int, available: int, used: int) -> None:
+    def __init__(self, memory: Reach, size: int, descriptors: int, available: int, used: int) -> None:
         self.memory, self.size = memory, size
         self._descriptors, self._available, self._used = descriptors, available, used
         self._fetched = self._returned = 0
