@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import build, measure, report
 from benchmarks.model import Benchmark, Pair
+from vfio_user.drivers import Register, RegisterMap
 from vfio_user.memory import Mmio, Program, Window
 
 __all__ = ["benchmarks", "main"]
@@ -107,6 +109,21 @@ def _access_and_bare(verb: str) -> Iterator[Pair]:
         arguments = f"{_REGISTER}, {_VALUE}" if verb.startswith("write") else f"{_REGISTER}"
         loop = _loop(f"call = x.{verb}", f"call({arguments})")
         yield Pair(lambda: loop(mmio), lambda: loop(bare))
+
+
+class _Registers(RegisterMap):
+    """One register."""
+
+    status = Register(_REGISTER, 32, doc="Of no meaning.")
+
+
+@contextmanager
+def _declared_and_read() -> Iterator[Pair]:
+    with _device([_MIB]) as device:
+        mmio = device.regions[0]
+        ours, peer = _loop("register = x.status", "register.read()"), _loop("pass", f"x.read32({_REGISTER})")
+        registers, bar = _Registers(mmio), SimpleNamespace(read32=mmio.read32)  # as a Region has it
+        yield Pair(lambda: ours(registers), lambda: peer(bar))
 
 
 def _share(ours: float, peer: float) -> float:
@@ -236,6 +253,15 @@ def benchmarks() -> Iterator[Benchmark]:
             rounds=_ROUNDS,
             ratio=_share,
         )
+    yield Benchmark(
+        name="register-declared",
+        what="read of a declared register",
+        unit="ns",
+        peer="bar.read32(offset)",
+        goal=1.1,
+        setup=_declared_and_read,
+        rounds=_ROUNDS,
+    )
     for name, words, setup in (("block-read", "block read", _block), ("program", "register program", _program)):
         yield Benchmark(
             name=f"{name}-{_ACCESSES}",

@@ -36,8 +36,18 @@ OUT = TOP / ".out" / "lanes"
 #: Seconds for one test in a guest: emulation on a busy machine is slow, and some tests start programs.
 PATIENCE = 240
 #: What `tests/guest` needs: edu alone, two in one slot, one on the root bus; two NVMe; memory; I/O ports; a slot of two
-#: functions in two groups.
-DEVICES = ("edu", "nvme,size=256M", "edu+edu", "nvme,size=64M", "ivshmem", "e1000e", "igb+igb", "edu,port=no")
+#: functions in two groups; one that errors can be injected into.
+DEVICES = (
+    "edu",
+    "nvme,size=256M",
+    "edu+edu",
+    "nvme,size=64M",
+    "ivshmem",
+    "e1000e",
+    "igb+igb",
+    "edu,port=no",
+    "virtio-net,aer=on",
+)
 #: What network and virtio drivers need: ports on one hub, a disk, and a device that would bypass the IOMMU.
 NETWORK = ("igb+igb", "virtio-net", "virtio-net", "virtio-blk", "virtio-rng", "virtio-rng,iommu_platform=off", "edu")
 NETWORK_TESTS = tuple(f"tests/guest/test_{name}.py" for name in ("igb", "virtio_blk", "virtio_net"))
@@ -51,7 +61,7 @@ EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
-        *("examples", "mdev", "regs"),
+        *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
     )
 )
 

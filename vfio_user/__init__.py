@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
     from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
     from vfio_user.device import (
+        DeviceEvent,
+        DeviceEvents,
         DeviceHealth,
         DeviceOps,
         DeviceSet,
         Embedded,
+        EventKind,
         IrqIndex,
         IrqPoller,
         IrqVector,
@@ -35,13 +38,17 @@ if TYPE_CHECKING:
     from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
     from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
     from vfio_user.mdev import MdevDevice
+    from vfio_user.monitor import Monitor
     from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
     from vfio_user.session import Devices, open, open_all, open_mdev
+    from vfio_user.tracing import Trace, trace
 
 __all__ = [
     "PCI_OPS",
     "AddressSpace",
     "Binding",
+    "DeviceEvent",
+    "DeviceEvents",
     "DeviceHealth",
     "DeviceOps",
     "DeviceSet",
@@ -52,6 +59,7 @@ __all__ = [
     "DmaPool",
     "DmaSlice",
     "Embedded",
+    "EventKind",
     "IommuMode",
     "Iova",
     "IovaRange",
@@ -59,6 +67,7 @@ __all__ = [
     "IrqPoller",
     "IrqVector",
     "MdevDevice",
+    "Monitor",
     "PciAddress",
     "PciDevice",
     "PciDeviceSet",
@@ -70,6 +79,7 @@ __all__ = [
     "ResetPlan",
     "ResetReport",
     "Restored",
+    "Trace",
     "Vaddr",
     "VfioDevice",
     "VfioError",
@@ -87,6 +97,7 @@ __all__ = [
     "pci_functions",
     "restore",
     "survey",
+    "trace",
     "unbind",
 ]
 
@@ -95,6 +106,8 @@ __all__ = [
 _HOMES = {
     "AddressSpace": "vfio_user.iommu",
     "Binding": "vfio_user.binding",
+    "DeviceEvent": "vfio_user.device",
+    "DeviceEvents": "vfio_user.device",
     "DeviceHealth": "vfio_user.device",
     "DeviceOps": "vfio_user.device",
     "DeviceSet": "vfio_user.device",
@@ -105,6 +118,7 @@ _HOMES = {
     "DmaPool": "vfio_user.iommu",
     "DmaSlice": "vfio_user.iommu",
     "Embedded": "vfio_user.device",
+    "EventKind": "vfio_user.device",
     "IommuMode": "vfio_user.iommu",
     "Iova": "vfio_user.addresses",
     "IovaRange": "vfio_user.addresses",
@@ -112,6 +126,7 @@ _HOMES = {
     "IrqPoller": "vfio_user.device",
     "IrqVector": "vfio_user.device",
     "MdevDevice": "vfio_user.mdev",
+    "Monitor": "vfio_user.monitor",
     "PCI_OPS": "vfio_user.pci",
     "PciAddress": "vfio_user.addresses",
     "PciDevice": "vfio_user.pci",
@@ -124,6 +139,7 @@ _HOMES = {
     "ResetPlan": "vfio_user.pci",
     "ResetReport": "vfio_user.pci",
     "Restored": "vfio_user.binding",
+    "Trace": "vfio_user.tracing",
     "Vaddr": "vfio_user.addresses",
     "VfioDevice": "vfio_user.device",
     "VfioError": "vfio_user.errors",
@@ -141,6 +157,7 @@ _HOMES = {
     "pci_functions": "vfio_user.kernel.sysfs",
     "restore": "vfio_user.binding",
     "survey": "vfio_user.inventory",
+    "trace": "vfio_user.tracing",
     "unbind": "vfio_user.binding",
 }
 _MODULES = ("addresses", "device", "drivers", "errors", "iommu", "kernel", "memory", "pci", "session")

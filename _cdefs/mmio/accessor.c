@@ -6,7 +6,7 @@
  * usual case is one straight line without a call: everything unusual (bad arguments, a closed gate, an explicit
  * section, memory that goes away meanwhile, a writer to be woken) is found by a few comparisons and done elsewhere.
  */
-#include "core.h"
+#include "trace.h"
 
 /* ---- checks ---- */
 
@@ -82,8 +82,10 @@ static PyObject *read_slow(struct mmio_object *self, PyObject *argument, size_t 
         return NULL;
     if (!mmio_check(self, offset, width, width) || !section_enter(self, &slot))
         return NULL;
+    int64_t begin = trace_begin();
     uint64_t value = io_read(self->base + offset, width);
 
+    trace_end(self, TRACE_READ, begin, offset, width, value);
     return section_leave(self, slot) ? to_python(value) : NULL;
 }
 
@@ -101,7 +103,10 @@ static PyObject *write_slow(struct mmio_object *self, PyObject *const *args, Py_
     if (!mmio_offset(args[0], &offset) || !core_unsigned(args[1], UINT64_MAX >> (64 - 8 * width), "the value", &value) ||
         !mmio_check(self, offset, width, width) || !mmio_writable(self) || !section_enter(self, &slot))
         return NULL;
+    int64_t begin = trace_begin();
+
     io_write(self->base + offset, width, value);
+    trace_end(self, TRACE_WRITE, begin, offset, width, value);
     if (!section_leave(self, slot))
         return NULL;
     Py_RETURN_NONE;

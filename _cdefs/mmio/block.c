@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Methods of Mmio that make many accesses: bulk copies and polling. */
-#include "core.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <string.h>
@@ -86,6 +86,8 @@ static bool copy(struct mmio_object *self, size_t offset, uint8_t *buffer, size_
         return false;
     if (size / width > CORE_MANY)
         state = PyEval_SaveThread();
+    int64_t begin = trace_begin();
+
     if (in)
         copy_in(buffer, at, size, width);
     else
@@ -94,6 +96,7 @@ static bool copy(struct mmio_object *self, size_t offset, uint8_t *buffer, size_
 
     if (state != NULL)
         PyEval_RestoreThread(state);
+    trace_end(self, in ? TRACE_BLOCK_READ : TRACE_BLOCK_WRITE, begin, offset, width, size);
     return gate == 0 || raise_gate(self->owner, gate);
 }
 
@@ -276,5 +279,9 @@ PyObject *mmio_poll(PyObject *object, PyObject *args, PyObject *keywords)
     }
     poll.at = self->base + offset;
     poll.width = (unsigned)width;
-    return poll_wait(self, &poll) ? PyLong_FromUnsignedLongLong(poll.value) : NULL;
+    int64_t begin = trace_begin();
+    bool good = poll_wait(self, &poll);
+
+    trace_end(self, TRACE_POLL, begin, offset, width, poll.value);
+    return good ? PyLong_FromUnsignedLongLong(poll.value) : NULL;
 }

@@ -48,6 +48,10 @@ struct mmio_object {
     struct span *spans; /* all parts that are mapped, sorted, not abutting */
     size_t num_spans;
     bool writable;
+    PyObject *name; /* of the region, for traces */
+    /* trace.c's: the list of all accessors, and what this one is called in which trace */
+    struct mmio_object *next, **link;
+    uint32_t traced_in, trace_name;
 };
 
 /* ---- raise.c: each sets an exception and returns false, so that a caller can `return raise_...` ---- */
@@ -81,6 +85,8 @@ bool core_proxy_setup(PyObject *module);
 bool core_ledger_setup(PyObject *module);
 bool core_access_setup(PyObject *module);
 bool core_ring_setup(PyObject *module);
+bool core_trace_setup(PyObject *module);
+bool core_cell_setup(PyObject *module);
 
 /* window_lock.c: take the write lock within the deadline, without the GIL; undo by lock_write_end(). */
 bool core_write_lock(struct window_object *self, int64_t deadline);
@@ -97,6 +103,8 @@ bool section_enter_slow(struct mmio_object *self, struct reader_slot **slot);
 
 /* accessor.c: bounds, holes and alignment of an access of size bytes by units of width. */
 bool mmio_writable(struct mmio_object *self);
+/* mmio_type.c: open or close the fast path of the accessors. */
+void mmio_set_fast(struct mmio_object *self);
 bool mmio_check_slow(struct mmio_object *self, size_t offset, size_t size, size_t width);
 
 /* accessor.c: methods of Mmio */

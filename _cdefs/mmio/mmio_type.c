@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The type Mmio: the accessor of one region, and its raw view. */
-#include "core.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -52,6 +52,7 @@ static struct mmio_object *mmio_make(struct window_object *owner, size_t place, 
     self->window = owner->window;
     self->owner = owner;
     Py_INCREF((PyObject *)owner);
+    self->name = Py_NewRef(owner->name);
     self->base = (uint8_t *)(atomic_load(&owner->window->base) + place);
     self->size = size;
     self->writable = writable_;
@@ -93,9 +94,18 @@ static void set_first(struct mmio_object *self)
     if (self->num_spans == 0)
         return;
     self->first = self->spans[0];
-    if (self->first.start == 0 && (uintptr_t)self->base % 8 == 0)
-        self->fast_end = self->first.size & ~(size_t)7;
-    self->fast_write_end = self->writable ? self->fast_end : 0;
+    trace_attach(self);
+    mmio_set_fast(self);
+}
+
+void mmio_set_fast(struct mmio_object *self)
+{
+    bool fast = !trace_on && self->first.start == 0 && (uintptr_t)self->base % 8 == 0;
+    size_t end = fast ? self->first.size & ~(size_t)7 : 0;
+
+    /* other threads may be at it: they take one way or the other */
+    __atomic_store_n(&self->fast_end, end, __ATOMIC_RELAXED);
+    __atomic_store_n(&self->fast_write_end, self->writable ? end : 0, __ATOMIC_RELAXED);
 }
 
 static bool add_spans(struct mmio_object *self, size_t place, PyObject *areas)
@@ -121,14 +131,14 @@ static bool add_spans(struct mmio_object *self, size_t place, PyObject *areas)
 
 static PyObject *mmio_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"window", "place", "size", "areas", "writable", NULL};
-    PyObject *window, *place_, *size_, *areas_;
+    static char *names[] = {"window", "place", "size", "areas", "writable", "name", NULL};
+    PyObject *window, *place_, *size_, *areas_, *name = NULL;
     uint64_t place, size;
     int writable_ = 1;
 
     (void)type;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOO|p:Mmio", names, core_window_type, &window, &place_, &size_,
-                                     &areas_, &writable_) ||
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOO|pU:Mmio", names, core_window_type, &window, &place_, &size_,
+                                     &areas_, &writable_, &name) ||
         !core_unsigned(place_, SIZE_MAX, "place", &place) || !core_unsigned(size_, SIZE_MAX, "size", &size))
         return NULL;
     struct window_object *owner = (struct window_object *)window;
@@ -150,6 +160,10 @@ static PyObject *mmio_new(PyTypeObject *type, PyObject *args, PyObject *keywords
         return NULL;
     struct mmio_object *self = mmio_make(owner, place, size, (size_t)PyTuple_Size(areas), writable_ != 0);
 
+    if (self != NULL && name != NULL) {
+        Py_DECREF(self->name);
+        self->name = Py_NewRef(name);
+    }
     if (self != NULL && !add_spans(self, place, areas))
         Py_CLEAR(self);
     Py_DECREF(areas);
@@ -189,7 +203,9 @@ static void mmio_dealloc(PyObject *object)
     PyTypeObject *type = Py_TYPE(object);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
+    trace_detach(self);
     free(self->spans);
+    Py_XDECREF(self->name);
     Py_XDECREF((PyObject *)self->owner);
     release(object);
     Py_DECREF(type);
@@ -330,7 +346,7 @@ static PyGetSetDef mmio_properties[] = {
 };
 
 PyDoc_STRVAR(mmio_doc,
-             "Mmio(window, place, size, areas, writable=True)\n--\n\n"
+             "Mmio(window, place, size, areas, writable=True, name=None)\n--\n\n"
              "Access the registers of one region: guarded accessors, bulk copies, register programs, raw views.\n\n"
              "Each call is one read section of the window's memory lock; it raises if the memory is away, before\n"
              "and after the access. An accessor never waits while it has the GIL.\n\n"
@@ -339,7 +355,8 @@ PyDoc_STRVAR(mmio_doc,
              "    place: offset of the region in the window, bytes.\n"
              "    size: of the region, bytes.\n"
              "    areas: the parts that are mapped, (offset, length) in the region, sorted; the rest are holes.\n"
-             "    writable: False refuses writes and makes views read-only.\n\n"
+             "    writable: False refuses writes and makes views read-only.\n"
+             "    name: of the region, for traces; by default the window's.\n\n"
              "Lifetime:\n    Keeps the window object alive; useless, but harmless, once that is closed.\n\n"
              "Locking:\n    Takes the memory lock for reading; may be used inside of acquire_read(), and by the\n"
              "    writer itself. Safe from any thread.");

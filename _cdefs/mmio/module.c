@@ -113,7 +113,8 @@ static int execute(PyObject *module)
     }
     if (!core_raise_setup() || !core_window_setup(module) || !core_mmio_setup(module) || !core_program_setup(module) ||
         !core_proxy_setup(module) || !core_ledger_setup(module) || !core_access_setup(module) ||
-        !core_ring_setup(module))
+        !core_ring_setup(module) || !core_trace_setup(module) ||
+        !core_cell_setup(module))
         return -1;
     for (size_t i = 0; i < sizeof(constants) / sizeof(constants[0]); i++)
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) != 0)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Methods of RingPair: handing commands to the device. */
 #include "ring_type.h"
+#include "trace.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,10 @@ bool pair_bell(struct pair_object *self, size_t offset, uint32_t value)
     }
     if (!section_enter(mmio, &slot))
         return false;
+    int64_t begin = trace_begin();
+
     io_write32(mmio->base + offset, value);
+    trace_end(mmio, TRACE_WRITE, begin, offset, 4, value);
     return section_leave(mmio, slot);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Methods of Mmio that run a register program: checked as a whole, then done in one read section. */
 #include "program.h"
+#include "trace.h"
 
 #include <stdlib.h>
 
@@ -173,11 +174,14 @@ static bool run_program(struct mmio_object *self, const struct program_object *p
         return false;
     if (program->polls || program->num_steps > CORE_MANY)
         state = PyEval_SaveThread();
+    int64_t begin = trace_begin();
+
     execute(self, program, results, &outcome);
     uint32_t gate = section_finish(self, slot);
 
     if (state != NULL)
         PyEval_RestoreThread(state);
+    trace_end(self, TRACE_PROGRAM, begin, 0, 0, program->num_steps);
     if (gate != 0)
         return raise_gate(self->owner, gate);
     return !outcome.expired || raise_expired(self, results, &outcome);

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 
 import pytest
 
 import vfio_user
+from tests.guest.driven import driven_edu
 from tests.guest.leaks import nothing_left
 from vfio_user import testing
 from vfio_user.cli import main
@@ -20,38 +18,6 @@ from vfio_user.drivers.nvme import NvmeController
 from vfio_user.drivers.nvme.registers import NvmeRegisters
 from vfio_user.errors import DeadlineError, MemoryDisabledError, UnsupportedError, VfioError, VfioOSError
 from vfio_user.inventory import read_registers
-
-DRIVER = """
-import sys, vfio_user
-from vfio_user.drivers.edu import Edu
-with vfio_user.open(sys.argv[1]) as pci, Edu(pci) as edu:
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(edu.factorial(int(line)), flush=True)
-"""
-
-
-@pytest.fixture
-def driven() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """An edu that another process drives; it computes factorials of what is written to it."""
-    address = testing.devices("edu")[0].address
-    with subprocess.Popen(
-        [sys.executable, "-c", DRIVER, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "ready\n"
-        yield address, process
-        process.stdin.close()
-        assert process.wait(60) == 0
-
-
-def ask(process: subprocess.Popen[str], number: int) -> int:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(f"{number}\n")
-    process.stdin.flush()
-    return int(process.stdout.readline())
 
 
 def test_the_map_and_the_raw_accessors_see_the_same() -> None:
@@ -79,19 +45,19 @@ def test_waiting_for_a_field() -> None:
             regs.status.wait(0.01, computing=1)
 
 
-def test_registers_beside_a_driver(driven: tuple[str, subprocess.Popen[str]]) -> None:
+def test_registers_beside_a_driver() -> None:
     """Where the kernel allows it; else it is refused with a reason, and nothing is disturbed either way."""
-    address, process = driven
-    assert ask(process, 6) == 720
-    refusal, found = "", {}
-    try:
-        (laid,) = read_registers(address, live=True)
-        found = {each.register.name: each.value for each in laid.readings}
-    except VfioOSError as error:
-        refusal = str(error)
-    print(refusal or found)
-    assert "iomem=relaxed" in refusal or (found["identification"], found["factorial"]) == (0x010000ED, 720)
-    assert ask(process, 7) == 5040
+    with driven_edu(monitor=False) as driven:
+        assert driven.factorial(6) == 720
+        refusal, found = "", {}
+        try:
+            (laid,) = read_registers(driven.address, live=True)
+            found = {each.register.name: each.value for each in laid.readings}
+        except VfioOSError as error:
+            refusal = str(error)
+        print(refusal or found)
+        assert "iomem=relaxed" in refusal or (found["identification"], found["factorial"]) == (0x010000ED, 720)
+        assert driven.factorial(7) == 5040
 
 
 def test_live_registers_of_a_device_that_sleeps_are_refused() -> None:

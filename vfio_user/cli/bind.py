@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vfio_user import binding
+from vfio_user.cli.progress import working
 
 __all__ = ["add"]
 
@@ -88,27 +89,29 @@ def _parser(
 
 
 def _bind(arguments: argparse.Namespace) -> int:
-    done = binding.bind(
-        *arguments.addresses,
-        driver=arguments.driver,
-        siblings=arguments.siblings,
-        user=arguments.user,
-        group=arguments.group,
-        force_in_use=arguments.force_in_use,
-        timeout=arguments.timeout,
-        journal=arguments.journal,
-    )
+    with working("binding"):
+        done = binding.bind(
+            *arguments.addresses,
+            driver=arguments.driver,
+            siblings=arguments.siblings,
+            user=arguments.user,
+            group=arguments.group,
+            force_in_use=arguments.force_in_use,
+            timeout=arguments.timeout,
+            journal=arguments.journal,
+        )
     _show(done, as_json=arguments.json)
     return 0
 
 
 def _unbind(arguments: argparse.Namespace) -> int:
-    done = binding.unbind(
-        *arguments.addresses,
-        force_in_use=arguments.force_in_use,
-        timeout=arguments.timeout,
-        journal=arguments.journal,
-    )
+    with working("unbinding"):
+        done = binding.unbind(
+            *arguments.addresses,
+            force_in_use=arguments.force_in_use,
+            timeout=arguments.timeout,
+            journal=arguments.journal,
+        )
     _show(done, as_json=arguments.json)
     return 0
 
@@ -137,12 +140,13 @@ def _show(done: Iterable[binding.Binding], *, as_json: bool) -> None:
 def _restore(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(arguments)
-    done = binding.restore(
-        *arguments.addresses,
-        force_in_use=arguments.force_in_use,
-        timeout=arguments.timeout,
-        journal=arguments.journal,
-    )
+    with working("putting devices back"):
+        done = binding.restore(
+            *arguments.addresses,
+            force_in_use=arguments.force_in_use,
+            timeout=arguments.timeout,
+            journal=arguments.journal,
+        )
     if arguments.json:
         rows = [
             {"address": str(each.address), "found": each.fate.value, "driver": each.driver, "note": each.note}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vfio_user.cli.console import console, note_names
+from vfio_user.cli.progress import working
 from vfio_user.inventory import Details, FunctionFacts, inspect
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    details = inspect(arguments.address, open=arguments.open)
+    with working(f"looking at {arguments.address}"):
+        details = inspect(arguments.address, open=arguments.open)
     if arguments.json:
         print(json.dumps(details.to_json(), indent=2))
         return 0

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 
 from vfio_user.cli.console import console
+from vfio_user.cli.progress import working
 from vfio_user.inventory.readings import MapReading, read_registers, register_maps
 from vfio_user.kernel import sysfs
 
@@ -51,7 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
         for each in register_maps(sysfs.pci_function(arguments.address), arguments.driver):
             print(each.describe())
         return 0
-    maps = read_registers(arguments.address, live=arguments.live, everything=arguments.all, driver=arguments.driver)
+    with working(f"reading {arguments.address}"):
+        maps = read_registers(arguments.address, live=arguments.live, everything=arguments.all, driver=arguments.driver)
     if arguments.json:
         rows = [{"map": each.name, "bar": each.bar, **row.to_json()} for each in maps for row in each.readings]
         print(json.dumps(rows, indent=2))

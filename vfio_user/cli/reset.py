@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from vfio_user.cli.progress import working
 from vfio_user.kernel import sysfs
 from vfio_user.pci import PciDevice, PciDeviceSet, ResetPlan, ResetReport
 from vfio_user.session import Devices, open_all
@@ -61,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
                     print(plan)
         reports: list[ResetReport] = []
         if not arguments.dry_run:
-            reports = _reset(devices, arguments.function)
+            with working("resetting"):
+                reports = _reset(devices, arguments.function)
     if arguments.json:
         print(json.dumps({"plans": _json(plans), "reports": _json(reports)}, indent=2))
     else:

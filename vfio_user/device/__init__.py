@@ -5,6 +5,7 @@ from __future__ import annotations
 from vfio_user.device.base import DeviceState, VfioDevice, open_devices
 from vfio_user.device.devset import DeviceSet
 from vfio_user.device.embed import Embedded, container_of
+from vfio_user.device.events import DeviceEvent, DeviceEvents, EventKind
 from vfio_user.device.health import DeviceHealth
 from vfio_user.device.irq import IrqIndex, IrqVectors, ResampleEvent
 from vfio_user.device.ops import CORE_OPS, DeviceOps
@@ -14,11 +15,14 @@ from vfio_user.device.vector import IrqPoller, IrqVector
 
 __all__ = [
     "CORE_OPS",
+    "DeviceEvent",
+    "DeviceEvents",
     "DeviceHealth",
     "DeviceOps",
     "DeviceSet",
     "DeviceState",
     "Embedded",
+    "EventKind",
     "IrqIndex",
     "IrqPoller",
     "IrqVector",

@@ -6,6 +6,7 @@ import enum
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -21,6 +22,7 @@ from vfio_user.device.window import map_regions
 from vfio_user.errors import BoundsError, BusyError, ClosedError, DeadlineError
 from vfio_user.iommu import AddressSpace
 from vfio_user.iommu.iommufd import BoundDevice
+from vfio_user.kernel import log
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.memory import ZapReason
 
@@ -89,6 +91,7 @@ class VfioDevice:
         self.memory = DeviceMemory(None)
         """Its mapped memory, as it is taken away and given back."""
         self._verdict: DeviceHealth | None = None
+        self._gone_listeners: list[Callable[[], None]] = []
         try:
             ops.init(self)
             self.info: DeviceInfo = ops.device_info(self)
@@ -130,6 +133,7 @@ class VfioDevice:
         self._opened = True
         self.ops.open_device(self)
         self.state = DeviceState.REGISTERED
+        log.info("device", "%s is open (%s)", self.name, self.ops.name)
 
     def unregister(self, timeout: float = 10.0) -> None:
         """Let nobody in any more, and wait for those that are in.
@@ -174,6 +178,7 @@ class VfioDevice:
                 del _registry[self.name]
         self._fd.close()
         self.address_space.detach()
+        log.info("device", "%s is closed", self.name)
         for more in failures[1:]:
             failures[0].add_note(f"also: {more}")
         if failures:
@@ -208,6 +213,13 @@ class VfioDevice:
     def judge(self, verdict: DeviceHealth | None) -> None:
         """Say what state it is in, where its memory does not tell; `None` takes that back. For resets."""
         self._verdict = verdict
+        if verdict is DeviceHealth.GONE:
+            for tell in self._gone_listeners:
+                tell()
+
+    def on_gone(self, tell: Callable[[], None]) -> None:
+        """Have a function called when the device is found not to answer any more; it must neither wait nor raise."""
+        self._gone_listeners.append(tell)
 
     # -- use
 

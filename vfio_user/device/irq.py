@@ -13,6 +13,7 @@ from vfio_user._uapi import lib
 from vfio_user.device.info import IrqInfo
 from vfio_user.device.vector import IrqVector
 from vfio_user.errors import ArgumentError, BoundsError, BusyError, UnsupportedError
+from vfio_user.kernel import log
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.uapi import IrqFlags
 
@@ -130,6 +131,7 @@ class IrqIndex:
                 _close(created.values())
                 raise
             self._vectors, self._size = created, count
+            log.debug("irq", "%s: %d vectors enabled", self._name, count)
             vectors = IrqVectors(self.vectors)
             vectors._index = self
             return vectors

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vfio_user.errors import ForkedError, VfioError
 from vfio_user.iommu.suspend import suspend
+from vfio_user.kernel import log
 from vfio_user.memory import LockSet, MemoryLock, WindowFlag, WindowState, ZapReason, zap_many
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class DeviceMemory:
         """
         if self.window is not None:
             self.window.revive(fd, timeout)
+            log.debug("memory", "memory of %s is back", self.window.name)
         return self.resume_peers()
 
     def resume_peers(self) -> list[VfioError]:
@@ -165,7 +167,9 @@ def take_away(memories: Sequence[DeviceMemory], reason: ZapReason) -> None:
     """
     with _given_back_on_failure(memories):
         suspend(peer._mapping for each in memories for peer in each.peers)
-        zap_many([each.window for each in memories if each.window is not None], reason)
+        windows = [each.window for each in memories if each.window is not None]
+        zap_many(windows, reason)
+    log.debug("memory", "memory of %s is away: %s", ", ".join(each.name for each in windows), reason.name.lower())
 
 
 @contextmanager

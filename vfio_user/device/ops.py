@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from vfio_user._uapi import ffi, lib
 from vfio_user.device import info
 from vfio_user.errors import UnsupportedError, VfioIoctlError, VfioOSError
+from vfio_user.kernel import tracing
 from vfio_user.kernel.ioctl import ioctl, requests
 from vfio_user.kernel.uapi import DeviceFlags, IrqFlags, RegionFlags
 
@@ -103,19 +105,41 @@ def _irq_label(vdev: VfioDevice, index: int) -> str:
 
 def _set_irqs(vdev: VfioDevice, index: int, flags: int, start: int, count: int, data: bytes) -> None:
     argument = bytearray(_IRQ_SET.pack(_IRQ_SET.size + len(data), flags, index, start, count) + data)
-    ioctl(vdev.fileno(), requests.VFIO_DEVICE_SET_IRQS, ffi.from_buffer(argument), device=vdev.name)
+    pointer = ffi.from_buffer("struct vfio_irq_set *", argument)
+    ioctl(vdev.fileno(), requests.VFIO_DEVICE_SET_IRQS, pointer, device=vdev.name)
 
 
 def _read(vdev: VfioDevice, file_offset: int, size: int) -> bytes:
     buffer = bytearray(size)
+    begin = None if tracing.sink is None else time.monotonic_ns()
     done = lib.vu_pread(vdev.fileno(), ffi.from_buffer(buffer), size, file_offset)
+    if begin is not None:
+        _report(vdev, "pread", begin, buffer, file_offset, done)
     _check_transfer(vdev, "read", done, size, file_offset)
     return bytes(buffer)
 
 
 def _write(vdev: VfioDevice, file_offset: int, data: bytes) -> None:
+    begin = None if tracing.sink is None else time.monotonic_ns()
     done = lib.vu_pwrite(vdev.fileno(), ffi.from_buffer(data), len(data), file_offset)
+    if begin is not None:
+        _report(vdev, "pwrite", begin, data, file_offset, done)
     _check_transfer(vdev, "write", done, len(data), file_offset)
+
+
+def _report(vdev: VfioDevice, verb: str, begin: int, data: bytes | bytearray, file_offset: int, done: int) -> None:
+    """Report a transfer through the device's file to who traces."""
+    if tracing.sink is None:
+        return
+    where: dict[str, object] = {"file_offset": hex(file_offset)}
+    for each in getattr(vdev, "regions", ()):  # a device reads itself before it has them
+        if each is not None and 0 <= file_offset - each.info.file_offset < each.size:
+            where = {"region": each.index, "offset": hex(file_offset - each.info.file_offset)}
+    said: dict[str, object] = {"errno": errno.errorcode.get(-done, -done)} if done < 0 else {}
+    if done >= 0 and len(data) <= 8:
+        said["value"] = hex(int.from_bytes(data, "little"))
+    arguments = {"device": vdev.name, **where, "size": len(data), **said}
+    tracing.sink.span("file", verb, begin, time.monotonic_ns(), arguments)
 
 
 def _check_transfer(vdev: VfioDevice, verb: str, done: int, size: int, file_offset: int) -> None:

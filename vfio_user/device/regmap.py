@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Generic, TypeVar, overload
 
+from vfio_user._mmio import Cell
 from vfio_user.device.region import Region
 from vfio_user.device.registers import Registers
 from vfio_user.device.regvalue import Access, RegisterValue, document
@@ -99,11 +99,10 @@ class Register(Generic[_V]):
         return f"<Register {self.name} at {self.offset:#x}, {self.width} bits, {self.access.value}>"
 
 
-class BoundRegister(Generic[_V]):
+class BoundRegister(Cell, Generic[_V]):
     """A register of a device: ``read()`` and ``write(value)`` make one access of exactly its width.
 
-    Both are bound to the region's own accessor and offset when the map is made, so that they cost little more than
-    ``bar.read32(offset)``; they raise as that does.
+    They are the C core's, with nothing left to look up or to check, and raise as the region's accessors do.
 
     Lifetime:
         As the region.
@@ -111,7 +110,7 @@ class BoundRegister(Generic[_V]):
         As the region's accessors. `update` is two accesses: keep others from the register meanwhile.
     """
 
-    __slots__ = ("_region", "offset", "read", "register", "write")
+    __slots__ = ("_region", "offset", "register")
 
     def __init__(self, register: Register[_V], region: Registers, base: int) -> None:
         """Bind a register to a region; `RegisterMap` does this."""
@@ -120,13 +119,8 @@ class BoundRegister(Generic[_V]):
         self.offset = base + register.offset
         """Bytes from the region's start."""
         self._region = region
-        reader, writer = getattr(region, f"read{register.width}"), getattr(region, f"write{register.width}")
-        self.read: Callable[[], int] = partial(reader, self.offset) if register.access.readable else self._unreadable
-        """Read it: an integer."""
-        self.write: Callable[[int], None] = (
-            partial(writer, self.offset) if register.access.writable else self._unwritable
-        )
-        """Write it."""
+        mmio = region.mmio if isinstance(region, Region) else None
+        super().__init__(region if mmio is None else mmio, self.offset, register.width // 8)
 
     def get(self) -> _V:
         """Read it, and give an integer that knows its fields: ``regs.csts.get().ready``."""
@@ -156,14 +150,25 @@ class BoundRegister(Generic[_V]):
         width = self.register.width // 8
         return kind(self._region.poll_until(self.offset, mask, kind.compose(**fields), timeout, width=width))
 
-    def _unreadable(self) -> int:
-        raise UnsupportedError(f"{self.register.name} is write-only")
-
-    def _unwritable(self, value: int) -> None:
-        raise UnsupportedError(f"{self.register.name} is read-only; {value:#x} was not written")
-
     def __repr__(self) -> str:
         return repr(self.register).replace("<Register", "<BoundRegister")
+
+
+class _ReadOnly(BoundRegister[_V]):
+    __slots__ = ()
+
+    def write(self, value: int, /) -> None:
+        raise UnsupportedError(f"{self.register.name} is read-only; {value:#x} was not written")
+
+
+class _WriteOnly(BoundRegister[_V]):
+    __slots__ = ()
+
+    def read(self) -> int:
+        raise UnsupportedError(f"{self.register.name} is write-only")
+
+
+_BOUND: dict[Access, type[BoundRegister[RegisterValue]]] = {Access.RO: _ReadOnly, Access.WO: _WriteOnly}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +235,7 @@ class RegisterMap:
         self.region = region
         """What has the registers."""
         for register in self.registers():
-            self.__dict__[register.name] = BoundRegister(register, region, base)
+            self.__dict__[register.name] = _BOUND.get(register.access, BoundRegister)(register, region, base)
 
     @classmethod
     def registers(cls) -> tuple[Register[RegisterValue], ...]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, overload
 
 from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError
+from vfio_user.kernel import tracing
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.memory import require_no_section
 
@@ -73,9 +74,12 @@ class IrqVector:
         with self._state:
             self._require_open()
             try:
-                return os.eventfd_read(self._fd.fileno())
+                count = os.eventfd_read(self._fd.fileno())
             except BlockingIOError:
                 return 0
+        if tracing.sink is not None:
+            tracing.sink.instant("interrupt", self.name, {"count": count})
+        return count
 
     @overload
     def wait(self, timeout: float) -> int: ...

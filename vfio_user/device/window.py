@@ -50,6 +50,7 @@ def map_regions(
                 info.size,
                 [(area.offset, area.size) for area in areas],
                 bool(info.flags & RegionFlags.WRITE),
+                f"{name} region {index}",
             )
         return window, accessors
     except BaseException:

@@ -1,7 +1,19 @@
-"""Drivers: what a device means. `vfio_user.drivers.base.Driver` is their base."""
+"""Drivers: what a device means. `Driver` is their base, `RegisterMap` declares their registers."""
 
 from __future__ import annotations
 
+from vfio_user.device.regmap import BoundRegister, Reading, Register, RegisterMap
+from vfio_user.device.regvalue import Access, Field, RegisterValue
 from vfio_user.drivers.base import Driver, DriverBase
 
-__all__ = ["Driver", "DriverBase"]
+__all__ = [
+    "Access",
+    "BoundRegister",
+    "Driver",
+    "DriverBase",
+    "Field",
+    "Reading",
+    "Register",
+    "RegisterMap",
+    "RegisterValue",
+]

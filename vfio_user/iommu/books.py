@@ -11,6 +11,7 @@ from vfio_user.addresses import Iova, IovaRange
 from vfio_user.errors import IovaError
 from vfio_user.iommu.iova import IovaAllocator
 from vfio_user.iommu.mapping import DmaMapping
+from vfio_user.kernel import tracing
 
 __all__ = ["Books", "Run"]
 
@@ -95,6 +96,7 @@ class Books:
         """Note a mapping that the kernel has made, and what it keeps alive."""
         with self._lock:
             self._ledger.add(mapping, keepalive)
+        self._report()
 
     def holds(self, mapping: object) -> bool:
         """Tell whether a mapping has not ended."""
@@ -167,6 +169,7 @@ class Books:
             self._dropped.append(self._ledger.end(items))
             for iova, size in runs:
                 self._free(iova, size)
+        self._report()
 
     def end_all(self) -> None:
         """Take everything out: the kernel has ended all mappings."""
@@ -174,6 +177,7 @@ class Books:
             self._dropped.append(self._ledger.end_all())
             if self._allocator is not None:
                 self._allocator.reset()
+        self._report()
 
     def suspend(self, mappings: Iterable[DmaMapping]) -> None:
         """Note that devices do not reach these mappings for a while; their IOVAs stay taken."""
@@ -192,6 +196,10 @@ class Books:
             with self._lock:
                 dropped, self._dropped = self._dropped, []
             del dropped
+
+    def _report(self) -> None:
+        if tracing.sink is not None:
+            tracing.sink.counter("mapped bytes", self.num_bytes)
 
     def _free(self, iova: int, size: int) -> None:
         if self._allocator is not None:

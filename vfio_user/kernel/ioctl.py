@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_user._uapi import ffi, lib
 from vfio_user.errors import ArgumentError, MalformedReplyError, VfioIoctlError
+from vfio_user.kernel import tracing
 from vfio_user.kernel.request import Request, requests
 
 if TYPE_CHECKING:
@@ -79,8 +81,11 @@ def ioctl(fd: int, request: Request, arg: CData | int = 0, /, *, device: str = "
         VfioIoctlError: the kernel refused; errno is kept.
     """
     pointer = ffi.cast("void *", arg) if isinstance(arg, int) else arg
+    begin = None if tracing.sink is None else time.monotonic_ns()
     while (result := system_call(fd, request.number, pointer)) == -errno.EINTR:
         pass
+    if begin is not None:
+        tracing.report_ioctl(begin, request.name, pointer, result, fd=fd, device=device)
     if result < 0:
         raise VfioIoctlError(-result, request.name, device)
     return result
@@ -100,7 +105,10 @@ def ioctl_many(fd: int, request: Request, args: CData, /) -> tuple[int, int]:
     count = len(args)
     stride = ffi.sizeof(args) // count if count else 0
     done = ffi.new("size_t *")
+    begin = None if tracing.sink is None else time.monotonic_ns()
     result = system_call_many(fd, request.number, args, stride, count, done)
+    if begin is not None:
+        tracing.report_ioctl(begin, request.name, args, result, fd=fd, count=count, done=int(done[0]))
     return int(done[0]), -result
 
 

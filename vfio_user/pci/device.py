@@ -30,6 +30,7 @@ from vfio_user.memory import ZapReason
 from vfio_user.pci import hot_reset_info
 from vfio_user.pci.config import Command, ConfigSpace
 from vfio_user.pci.devset import set_of
+from vfio_user.pci.events import device_events
 from vfio_user.pci.guard import ConfigGuard
 from vfio_user.pci.low_power import LowPower
 from vfio_user.pci.member import Member
@@ -173,6 +174,11 @@ class PciDevice:
             """Its interrupts."""
             self.low_power = LowPower(self)
             """Lets the kernel put it to sleep while nobody uses it."""
+            self.resets = 0
+            """How often it was reset by this process."""
+            self.events = device_events(self)
+            """What happens to it from outside: requests to give it back, errors, wake-ups."""
+            vdev.on_gone(self.events._note_gone)
             self._before_reset: ConfigSnapshot | None = None  # what a reset that failed leaves for the next one
             self.device_set = set_of(PciFunction(address), fd.fileno())
             """The devices that are hot-reset with it, as far as they are open here."""
@@ -302,6 +308,7 @@ class PciDevice:
         finally:
             if self.closed:
                 self.low_power._end()
+                self.events._end()
                 if self._owns_space:
                     self.address_space.close()
 

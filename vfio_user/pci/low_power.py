@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from vfio_user.device.events import EventKind
 from vfio_user.device.memory import locked
 from vfio_user.device.vector import IrqVector
 from vfio_user.errors import NotRestoredError
@@ -67,6 +68,7 @@ class LowPower:
 
         Returns:
             What can be waited for: an eventfd that tells of the wake-up. It is closed by `exit`, or with the device.
+            While ``pci.events`` are armed, they tell of it instead.
 
         Raises:
             As `enter` does.
@@ -78,6 +80,7 @@ class LowPower:
             wakeup._close()
             raise
         self._wakeup = wakeup
+        self._pci.events._watch(EventKind.WAKE, wakeup)
         return wakeup
 
     def exit(self, *, timeout: float = TIMEOUT) -> None:

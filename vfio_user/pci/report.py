@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from vfio_user.kernel import tracing
+
 __all__ = ["PhaseClock", "ResetPhase", "ResetReport"]
 
 RESET_PHASE = "reset"
@@ -83,11 +85,14 @@ class PhaseClock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Take the time of a ``with`` block; blocks of one name are added up."""
-        begin = time.perf_counter()
+        begin = time.monotonic_ns()
         try:
             yield
         finally:
-            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - begin
+            end = time.monotonic_ns()
+            self._phases[name] = self._phases.get(name, 0.0) + (end - begin) * 1e-9
+            if tracing.sink is not None:
+                tracing.sink.span("reset", name, begin, end, {})
 
     @property
     def phases(self) -> tuple[ResetPhase, ...]:

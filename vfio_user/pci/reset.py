@@ -20,6 +20,7 @@ from vfio_user.errors import (
     VfioError,
     VfioIoctlError,
 )
+from vfio_user.kernel import log
 from vfio_user.memory import ZapReason
 from vfio_user.pci.member import Member
 from vfio_user.pci.report import RESET_PHASE, PhaseClock, ResetReport
@@ -112,7 +113,10 @@ class ResetTransaction:
                     error.add_note(f"also: {type(trouble).__name__}: {trouble}")
                 raise
             self._finish_drivers()
+        for member in self._members:
+            member.pci.resets += 1
         report = ResetReport(self._kind, tuple(each.name for each in self._members), self._clock.phases, self._attempts)
+        log.info("reset", "%s of %s: %.1f ms", self._kind, ", ".join(report.devices), report.seconds * 1e3)
         if self._troubles:
             raise NotRestoredError(f"the {self._kind} was done, but not all came back after it", self._troubles)
         return report

@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.fake_device import FakeDevice
+from vfio_user import PciDevice
 from vfio_user.device.regmap import Register, RegisterMap
 from vfio_user.device.regvalue import Access, Field, RegisterValue
 from vfio_user.drivers.edu import Edu, EduRegisters
 from vfio_user.drivers.known import driver_for, load_driver
 from vfio_user.drivers.nvme import NvmeController
 from vfio_user.drivers.nvme.registers import NvmeRegisters, StatusRegister
-from vfio_user.errors import ArgumentError, BoundsError, UnsupportedError
+from vfio_user.errors import ArgumentError, BoundsError, ClosedError, MemoryDisabledError, UnsupportedError
+from vfio_user.pci import Command
 
 
 class Memory:
@@ -175,3 +178,47 @@ def test_drivers_are_found_by_their_devices() -> None:
     for wrong, why in (("edu", "MODULE:CLASS"), ("os:path", "no vfio_user"), ("nowhere:X", "can't be imported")):
         with pytest.raises(ArgumentError, match=why):
             load_driver(wrong)
+
+
+class Real(RegisterMap):
+    """Registers of every width, at the ends of a region of the fake device."""
+
+    byte = Register(0x3, 8, doc="One.")
+    word = Register(0x6, 16, doc="Two.")
+    double = Register(0x8, 32, doc="Four.")
+    quad = Register(0xFF8, 64, doc="Eight.")
+    beyond = Register(0x1000, 32, doc="Not there.")
+
+
+def test_registers_of_a_mapped_region(device: FakeDevice, pci: PciDevice) -> None:
+    bar, regs = pci.bar(0), Real(pci.bar(0))
+    for register, value in ((regs.byte, 0xAB), (regs.word, 0xABCD), (regs.double, 0xABCDEF01), (regs.quad, 1 << 63)):
+        register.write(value)
+        width = register.register.width // 8
+        assert register.read() == value == int.from_bytes(device.read(0, register.offset, width), "little")
+        with bar.access():
+            assert register.read() == value
+        for wrong in (-1, 1 << register.register.width, 1 << 64):
+            with pytest.raises(ArgumentError):
+                register.write(wrong)
+        with pytest.raises(TypeError):
+            register.write("1")  # type: ignore[arg-type]
+        assert register.read() == value
+    with pytest.raises(BoundsError):
+        regs.beyond.read()
+    with pytest.raises(ArgumentError, match="no field nothing"):
+        regs.double.wait(0.0, nothing=1)
+
+
+def test_registers_follow_the_memory_lock(pci: PciDevice) -> None:
+    regs = Real(pci.bar(0))
+    pci.config.set_command(disable=Command.MEMORY)
+    for refused in (regs.double.read, lambda: regs.double.write(1)):
+        with pytest.raises(MemoryDisabledError):
+            refused()
+    pci.config.set_command(enable=Command.MEMORY)
+    regs.double.write(7)
+    assert regs.double.read() == 7
+    pci.close()
+    with pytest.raises(ClosedError):
+        regs.double.read()
