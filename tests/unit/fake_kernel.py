@@ -65,6 +65,7 @@ class FakeKernel:
         self.extensions = {int(lib.VFIO_TYPE1_IOMMU), int(lib.VFIO_TYPE1v2_IOMMU), int(lib.VFIO_UNMAP_ALL)}
         self.version = int(lib.VFIO_API_VERSION)
         self.viable = True
+        self.in_container = False
         self.page_sizes = 0x1000
         self.chain = range_capability((0, 0xFEDF_FFFF), following=INFO_SIZE + 32) + avail_capability(7)
         self.mappings: dict[int, int] = {}
@@ -152,9 +153,11 @@ class FakeKernel:
     def _group(self, name: str, pointer: CData) -> int:
         if name == "VFIO_GROUP_GET_STATUS":
             flags = lib.VFIO_GROUP_FLAGS_VIABLE if self.viable else 0
+            flags |= lib.VFIO_GROUP_FLAGS_CONTAINER_SET if self.in_container else 0
             ffi.cast("struct vfio_group_status *", pointer).flags = flags
             return 0
         if name in ("VFIO_GROUP_SET_CONTAINER", "VFIO_GROUP_UNSET_CONTAINER"):
+            self.in_container = name == "VFIO_GROUP_SET_CONTAINER"
             return 0
         if name == "VFIO_GROUP_GET_DEVICE_FD":
             return self._open_device(ffi.string(ffi.cast("char *", pointer)).decode())

@@ -243,3 +243,22 @@ def test_short_unmap_keeps_the_memory(kernel: FakeKernel, function: PciFunction)
         kernel.short = 0
         buffer.close()
         space.detach()
+
+
+def test_what_ended_with_the_group_is_unmapped(kernel: FakeKernel, function: PciFunction) -> None:
+    """The kernel takes a group out of its container when the last device of it is unplugged."""
+    with AddressSpace("type1v2") as space:
+        space.attach(function).close()
+        buffer, other = space.alloc(4096), space.alloc(4096)
+        kernel.failing["VFIO_IOMMU_UNMAP_DMA"] = 22
+        for code in (None, 5):  # still there, and nobody knows
+            if code:
+                kernel.failing["VFIO_GROUP_GET_STATUS"] = code
+            with pytest.raises(VfioIoctlError):
+                buffer.close()
+            assert not buffer.closed
+        kernel.failing["VFIO_GROUP_GET_STATUS"] = 19
+        buffer.close()
+        assert space.unmap_all() == 4096
+        assert other.closed
+        space.detach()
