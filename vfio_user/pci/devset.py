@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ class PciDeviceSet(DeviceSet):
         Raises:
             UnsupportedError: the device can't be hot-reset at all, or no device of the set is open.
         """
-        leader, info = self._ask()
+        leader, info = _ask(self.members)
         return make_plan(leader.name, info)
 
     def hot_reset(self, *, lock_timeout: float = LOCK_TIMEOUT) -> ResetReport:
@@ -75,12 +75,13 @@ class PciDeviceSet(DeviceSet):
             with clock.phase("lock of the set"):
                 stack.enter_context(self.locked(lock_timeout))
             with clock.phase("plan"):
-                leader, info = self._ask()
-                if not self._is_all_ours(info):
+                members = self.members
+                leader, info = _ask(members)
+                if not _is_all_ours(members, info):
                     make_plan(leader.name, info).require()
                 group_fds = [_group_fd(number) for number in info.groups]
                 addresses = {each.address for each in info.functions}
-                devices = [each for each in self.members if each.address in addresses]
+                devices = [each for each in members if each.address in addresses]
             vdev = leader.vdev
             try:
                 return ResetTransaction(
@@ -91,17 +92,18 @@ class PciDeviceSet(DeviceSet):
                     self.plan().require()  # says what the kernel minds, if it came up since the plan was made
                 raise
 
-    def _ask(self) -> tuple[PciDevice, HotResetInfo]:
-        members = self.members
-        if not members:
-            raise UnsupportedError("no device of the set is open, so there is nobody to ask for a hot reset")
-        with members[0].vdev.user() as fd:
-            return members[0], hot_reset_info(fd, members[0].name)
 
-    def _is_all_ours(self, info: HotResetInfo) -> bool:
-        """Tell whether all that is affected is open here and owned: nothing can stand against it then."""
-        opened = {each.address for each in self.members}
-        return all(each.address in opened and each.owned is not False for each in info.functions)
+def _ask(members: Sequence[PciDevice]) -> tuple[PciDevice, HotResetInfo]:
+    if not members:
+        raise UnsupportedError("no device of the set is open, so there is nobody to ask for a hot reset")
+    with members[0].vdev.user() as fd:
+        return members[0], hot_reset_info(fd, members[0].name)
+
+
+def _is_all_ours(members: Sequence[PciDevice], info: HotResetInfo) -> bool:
+    """Tell whether all that is affected is open here and owned: nothing can stand against it then."""
+    opened = {each.address for each in members}
+    return all(each.address in opened and each.owned is not False for each in info.functions)
 
 
 def _group_fd(number: int) -> int:

@@ -10,6 +10,7 @@ __all__ = ["ConfigSnapshot", "PowerState"]
 _BARS = tuple(range(0x10, 0x28, 4))
 # Offset and width of what users may have set, in the order in which it is written back; COMMAND comes last.
 _FIELDS = ((0x0C, 1), (0x0D, 1), *((offset, 4) for offset in _BARS), (0x30, 4), (0x3C, 1))
+_FIRST = _FIELDS[0][0]
 _CLASS = slice(0x08, 0x0C)
 
 
@@ -47,6 +48,8 @@ class ConfigSnapshot:
 
     def differences(self, after: ConfigSnapshot) -> list[tuple[int, bytes]]:
         """Give offset and bytes of what users may have set and is different ``after``; COMMAND is not among it."""
+        if self.header[_FIRST:] == after.header[_FIRST:]:
+            return []  # as nearly always: the kernel has restored it
         fields = ((offset, self._field(offset, width), after._field(offset, width)) for offset, width in _FIELDS)
         return [(offset, mine) for offset, mine, other in fields if mine != other]
 
