@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--place", choices=sorted(catalog.MODULES), help="only there")
     parser.add_argument("--kernel", default="auto", help="the guest's; auto: feature if it was built before, else 6.12")
     parser.add_argument("--rounds", type=int, help="in place of each benchmark's own number")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for each place (%(default)g)")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for each place (%(default)g)")
     parser.add_argument("--output", type=Path, default=_RESULTS, help="where to write the results")
     chosen = parser.parse_args(arguments)
     build.compile_all()

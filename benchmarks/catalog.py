@@ -12,11 +12,11 @@ __all__ = ["DEVICES", "MODULES", "find"]
 
 #: By place, the modules; each has `benchmarks()`, a generator of `Benchmark`.
 MODULES: dict[str, tuple[str, ...]] = {
-    "native": ("benchmarks.micro", "benchmarks.rings"),
-    "guest": ("benchmarks.bars", "benchmarks.mappings", "benchmarks.resets"),
+    "native": ("benchmarks.micro", "benchmarks.rings", "benchmarks.interrupts"),
+    "guest": ("benchmarks.bars", "benchmarks.mappings", "benchmarks.resets", "benchmarks.nvme", "benchmarks.opening"),
 }
 #: What the guest's benchmarks need.
-DEVICES = ("edu", "nvme,size=64M", "ivshmem,size=256M")
+DEVICES = ("edu", "nvme,size=64M", "ivshmem,size=256M", *("nvme,size=1M",) * 15)
 
 
 def find(place: str, patterns: Sequence[str]) -> Iterator[Benchmark]:

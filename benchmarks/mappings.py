@@ -24,6 +24,7 @@ __all__ = ["benchmarks"]
 
 _MS = 1e6
 _COUNT = 10_000
+_LARGE = 256 << 20
 _PAGE = mmap.PAGESIZE
 _IOVA = 1 << 32
 """Where the peer maps: away from what the address space chooses."""
@@ -139,11 +140,53 @@ def _pool(mode: IommuMode) -> Iterator[Pair]:
         yield Pair(ours, lambda: peer.map() + peer.unmap())
 
 
+@contextmanager
+def _map_many(mode: IommuMode) -> Iterator[Pair]:
+    pages = _Pages()
+    with vfio_user.open(testing.device("edu").address, mode=mode) as pci, pci.dma_alloc(_PAGE):
+        space = pci.address_space
+        peer = _Peer(space, pages)
+
+        def ours() -> float:
+            start = time.perf_counter_ns()
+            mapping = space.map_addresses(pages.vaddrs, _PAGE, keepalive=pages.memory)
+            cost = (time.perf_counter_ns() - start) / _MS
+            mapping.unmap()
+            return cost
+
+        def plain() -> float:
+            cost = peer.map()
+            peer.unmap()
+            return cost
+
+        yield Pair(ours, plain)
+
+
+@contextmanager
+def _map_large(mode: IommuMode) -> Iterator[Pair]:
+    memory = mmap.mmap(-1, _LARGE)
+    view = memoryview(memory)
+    for at in range(0, _LARGE, _PAGE):
+        view[at] = 1  # the same pages, which are there, for both
+    bare = build.cost("vfio", "map_and_unmap_ns", _MS)
+    with vfio_user.open(testing.device("edu").address, mode=mode) as pci, pci.dma_alloc(_PAGE):
+        space = pci.address_space
+        place = (
+            *_kernel_side(space),
+            ctypes.c_uint64(address_of(view)),
+            ctypes.c_uint64(_LARGE),
+            ctypes.c_uint64(_IOVA),
+        )
+        yield Pair(lambda: _timed(lambda: space.map(memory).unmap()), lambda: bare(*place))
+
+
 def benchmarks() -> Iterator[Benchmark]:
     """Give the benchmarks of this module."""
     for name, what, peer, goal, setup in (
         ("unmap-batch", "10,000 unmaps in a batch", "one ioctl() each, in C", 0.8, _unmap),
         ("close-many", "close with 10,000 mappings", "UNMAP_ALL in C", 1.05, _close),
+        ("map-256m", "map and unmap 256 MiB", "two ioctl() in C", 1.02, _map_large),
+        ("map-many", "10,000 maps in one call", "one ioctl() each, in C", 1.05, _map_many),
         ("pool", "10,000 buffers from a pool and back", "map and unmap each, in C", 0.05, _pool),
     ):
         for mode in available_modes():

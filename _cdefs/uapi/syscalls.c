@@ -1,9 +1,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "syscalls.h"
@@ -70,6 +72,20 @@ int vu_mlock(uintptr_t addr, size_t len)
 int vu_munlock(uintptr_t addr, size_t len)
 {
 	return result(munlock((void *)addr, len));
+}
+
+int64_t vu_eventfd_wait(int fd, int64_t timeout)
+{
+	struct timespec limit = {timeout / 1000000000, timeout % 1000000000};
+	struct pollfd poll = {.fd = fd, .events = POLLIN};
+	int ready = ppoll(&poll, 1, &limit, NULL);
+	uint64_t count;
+
+	if (ready <= 0)
+		return result(ready);
+	if (read(fd, &count, sizeof(count)) != sizeof(count))
+		return errno == EAGAIN ? 0 : -errno;
+	return count > INT64_MAX ? INT64_MAX : (int64_t)count;
 }
 
 int64_t vu_pread(int fd, void *buf, size_t len, int64_t off)

@@ -17,5 +17,11 @@ int vu_madvise(uintptr_t addr, size_t len, int advice);
 int vu_mlock(uintptr_t addr, size_t len);
 int vu_munlock(uintptr_t addr, size_t len);
 
+/*
+ * Sleep until a non-blocking eventfd can be read, at most timeout nanoseconds, and read it: the count, or 0 when the time
+ * is over or somebody else was quicker. One call: who is woken runs at once.
+ */
+int64_t vu_eventfd_wait(int fd, int64_t timeout);
+
 int64_t vu_pread(int fd, void *buf, size_t len, int64_t off);
 int64_t vu_pwrite(int fd, const void *buf, size_t len, int64_t off);

@@ -113,14 +113,14 @@ double hot_reset_ns(int device, const int32_t *groups, uint32_t count)
 
 /* ---- mappings: in the address space of an iommufd, or without one (0) in a container ---- */
 
-static int map_page(int fd, uint32_t ioas, uint64_t vaddr, uint64_t iova)
+static int map_range(int fd, uint32_t ioas, uint64_t vaddr, uint64_t size, uint64_t iova)
 {
     struct iommu_ioas_map in_ioas = {
         .size = sizeof(in_ioas),
         .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
         .ioas_id = ioas,
         .user_va = vaddr,
-        .length = PAGE,
+        .length = size,
         .iova = iova,
     };
     struct vfio_iommu_type1_dma_map in_container = {
@@ -128,7 +128,7 @@ static int map_page(int fd, uint32_t ioas, uint64_t vaddr, uint64_t iova)
         .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
         .vaddr = vaddr,
         .iova = iova,
-        .size = PAGE,
+        .size = size,
     };
 
     return ioas != 0 ? ioctl(fd, IOMMU_IOAS_MAP, &in_ioas) : ioctl(fd, VFIO_IOMMU_MAP_DMA, &in_container);
@@ -161,7 +161,7 @@ double map_pages_ns(int fd, uint32_t ioas, const uint64_t *vaddrs, long count, u
     double start = now_ns();
 
     for (long i = 0; i < count; i++)
-        if (map_page(fd, ioas, vaddrs[i], iova + (uint64_t)i * PAGE) != 0)
+        if (map_range(fd, ioas, vaddrs[i], PAGE, iova + (uint64_t)i * PAGE) != 0)
             return FAILED;
     return now_ns() - start;
 }
@@ -183,4 +183,14 @@ double unmap_all_ns(int fd, uint32_t ioas, long count)
     double start = now_ns();
 
     return unmapped(fd, ioas, 0, 0, (uint64_t)count * PAGE) ? now_ns() - start : FAILED;
+}
+
+/* Nanoseconds for mapping a range by one request, and unmapping it by another. */
+double map_and_unmap_ns(int fd, uint32_t ioas, uint64_t vaddr, uint64_t size, uint64_t iova)
+{
+    double start = now_ns();
+
+    if (map_range(fd, ioas, vaddr, size, iova) != 0 || !unmapped(fd, ioas, iova, size, size))
+        return FAILED;
+    return now_ns() - start;
 }

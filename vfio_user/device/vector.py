@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -12,7 +13,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, overload
 
-from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError
+from vfio_user._uapi import lib
+from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError, VfioOSError
 from vfio_user.kernel import tracing
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.memory import require_no_section
@@ -50,7 +52,8 @@ class IrqVector:
         self.name = name
         """Device, index and number, for messages: ``"0000:01:00.0 MSI-X 3"``."""
         self._fd = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), name)
-        self._state = threading.Condition()
+        self._lock = threading.Lock()
+        self._state = threading.Condition(self._lock)
         self._waiting = 0
         self._closing = False
         self._futures: list[asyncio.Future[None]] = []
@@ -71,12 +74,15 @@ class IrqVector:
         """
         # Under the lock that closing takes too: the number of a closed file may be a stranger's, and what can be read
         # while the vector is being closed is the wake-up of its waiters.
-        with self._state:
+        with self._lock:
             self._require_open()
             try:
                 count = os.eventfd_read(self._fd.fileno())
             except BlockingIOError:
                 return 0
+        return self._counted(count)
+
+    def _counted(self, count: int) -> int:
         if tracing.sink is not None:
             tracing.sink.instant("interrupt", self.name, {"count": count})
         return count
@@ -101,24 +107,28 @@ class IrqVector:
     def _block(self, timeout: float) -> int:
         deadline = _deadline(timeout)
         require_no_section(_WAITING)
-        with self._state:
+        with self._lock:
             self._require_open()
             fd = self.fileno()
             self._waiting += 1
         try:
-            poller = select.poll()
-            poller.register(fd, select.POLLIN)
             while True:
-                poller.poll(_left(deadline) * 1000)
-                count = self.drain()
-                if count:
-                    return count
+                # The file stays open as long as somebody waits; so it can be read without the lock, as soon as it can.
+                count = lib.vu_eventfd_wait(fd, int(_left(deadline) * 1e9))
+                if self._closing:
+                    os.eventfd_write(fd, 1)  # the wake-up is for the others, too
+                    raise self._closed_error()
+                if count > 0:
+                    return self._counted(count)
+                if count < 0 and count != -errno.EINTR:
+                    raise VfioOSError(-count, f"waiting for an interrupt on {self.name}")
                 if time.monotonic() >= deadline:
                     raise DeadlineError(f"no interrupt on {self.name} within {timeout:g} s")
         finally:
-            with self._state:
+            with self._lock:
                 self._waiting -= 1
-                self._state.notify_all()
+                if self._closing:
+                    self._state.notify_all()
 
     async def _next(self) -> int:
         import asyncio

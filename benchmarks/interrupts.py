@@ -1,0 +1,141 @@
+"""Benchmarks of waking up by an interrupt, natively: from the write to an eventfd until Python runs.
+
+A thread in C stands for the device. Whoever waits sleeps: what is measured is mostly the scheduler's, for both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from benchmarks import build
+from benchmarks.model import Benchmark, Pair
+from vfio_user.device.vector import IrqPoller, IrqVector
+
+__all__ = ["benchmarks"]
+
+_COUNT = 150
+_TIMEOUT = 20.0
+
+
+class _Sender(ctypes.Structure):
+    _fields_ = (
+        ("fd", ctypes.c_int),
+        ("count", ctypes.c_long),
+        ("stamps", ctypes.POINTER(ctypes.c_int64)),
+        ("taken", ctypes.c_int64),
+        ("thread", ctypes.c_ulong),
+    )
+
+
+class _Interrupts:
+    """A vector, and who signals it."""
+
+    def __init__(self, vector: IrqVector) -> None:
+        self.vector = vector
+        self._stamps = (ctypes.c_int64 * _COUNT)()
+        self._waits = (ctypes.c_int64 * _COUNT)()
+        self._sender = _Sender(vector.fileno(), _COUNT, self._stamps, 0, 0)
+        self._library = build.library("irq")
+        self._in_c = build.cost("irq", "epoll_waits")
+
+    def plain(self) -> float:
+        """Let C wait; median in µs."""
+        self._in_c(ctypes.byref(self._sender), self._waits)
+        return float(statistics.median(self._waits)) / 1e3
+
+    def taken(self, number: int) -> None:
+        """Note that an interrupt has arrived, now; called at once."""
+        self._waits[number] = time.monotonic_ns() - self._stamps[number]
+        self._sender.taken = number + 1
+
+    def measure(self, wait: Callable[[_Interrupts], None]) -> float:
+        """Let Python wait; median in µs."""
+        if self._library.sender_start(ctypes.byref(self._sender)):
+            raise RuntimeError("no thread to be had")
+        try:
+            wait(self)
+        finally:
+            self._sender.taken = _COUNT
+            self._library.sender_join(ctypes.byref(self._sender))
+        self.vector.drain()
+        return float(statistics.median(self._waits)) / 1e3
+
+
+def _block(irq: _Interrupts) -> None:
+    wait = irq.vector.wait
+    for number in range(_COUNT):
+        wait(_TIMEOUT)
+        irq.taken(number)
+
+
+def _poller(irq: _Interrupts) -> None:
+    with IrqPoller([irq.vector]) as poller:
+        for number in range(_COUNT):
+            poller.wait(_TIMEOUT)
+            irq.taken(number)
+
+
+def _callback(irq: _Interrupts) -> None:
+    async def main() -> None:
+        loop, over, number = asyncio.get_running_loop(), asyncio.Event(), 0
+
+        def arrived() -> None:
+            nonlocal number
+            if irq.vector.drain():
+                irq.taken(number)
+                number += 1
+                if number == _COUNT:
+                    over.set()
+
+        loop.add_reader(irq.vector.fileno(), arrived)
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                await over.wait()
+        finally:
+            loop.remove_reader(irq.vector.fileno())
+
+    asyncio.run(main())
+
+
+def _coroutine(irq: _Interrupts) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(_TIMEOUT):
+            for number in range(_COUNT):
+                await irq.vector.wait()
+                irq.taken(number)
+
+    asyncio.run(main())
+
+
+@contextmanager
+def _pair(wait: Callable[[_Interrupts], None]) -> Iterator[Pair]:
+    vector = IrqVector(0, "benchmark")
+    try:
+        irq = _Interrupts(vector)
+        yield Pair(lambda: irq.measure(wait), irq.plain)
+    finally:
+        vector._close()
+
+
+def benchmarks() -> Iterator[Benchmark]:
+    """Give the benchmarks of this module."""
+    for name, words, wait, goal in (
+        ("wait", "a blocking wait()", _block, 1.3),
+        ("poller", "a poller of many vectors", _poller, 1.5),
+        ("callback", "a callback of asyncio", _callback, 2.0),
+        ("coroutine", "a coroutine", _coroutine, 2.5),
+    ):
+        yield Benchmark(
+            name=f"irq-{name}",
+            what=f"interrupt to {words}",
+            unit="µs",
+            peer="epoll_wait() and read() in C",
+            goal=goal,
+            setup=partial(_pair, wait),
+        )
