@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from vfio_user.doctor import Diagnosis, explain
     from vfio_user.errors import VfioError
+    from vfio_user.handover import Lease, borrow
     from vfio_user.inventory import inspect, survey
     from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
     from vfio_user.kernel.sysfs import PciFunction, pci_function, pci_functions
@@ -66,6 +67,7 @@ __all__ = [
     "IrqIndex",
     "IrqPoller",
     "IrqVector",
+    "Lease",
     "MdevDevice",
     "Monitor",
     "PciAddress",
@@ -84,6 +86,7 @@ __all__ = [
     "VfioDevice",
     "VfioError",
     "bind",
+    "borrow",
     "bound",
     "container_of",
     "explain",
@@ -125,6 +128,7 @@ _HOMES = {
     "IrqIndex": "vfio_user.device",
     "IrqPoller": "vfio_user.device",
     "IrqVector": "vfio_user.device",
+    "Lease": "vfio_user.handover",
     "MdevDevice": "vfio_user.mdev",
     "Monitor": "vfio_user.monitor",
     "PCI_OPS": "vfio_user.pci",
@@ -144,6 +148,7 @@ _HOMES = {
     "VfioDevice": "vfio_user.device",
     "VfioError": "vfio_user.errors",
     "bind": "vfio_user.binding",
+    "borrow": "vfio_user.handover",
     "bound": "vfio_user.binding",
     "container_of": "vfio_user.device",
     "explain": "vfio_user.doctor",

@@ -16,6 +16,7 @@ Everything that this package raises on purpose is a `VfioError`::
     │   ├── InUseError                      a device to be bound is in use through its present driver (``uses``)
     │   └── MemoryLockBusyError             readers did not leave the memory lock (``holders``)
     ├── BindError                           a device could not be given to a driver, or put back
+    ├── LeaseError                          a broker does not lend a device
     ├── JournalError                        the journal of bound devices can't be trusted or read
     ├── DeadlineError (TimeoutError)        a wait reached its deadline
     ├── UnsupportedError                    kernel or device lacks a feature; names which
@@ -50,6 +51,7 @@ __all__ = [
     "InUseError",
     "IovaError",
     "JournalError",
+    "LeaseError",
     "LockOrderError",
     "MalformedReplyError",
     "MemoryDisabledError",
@@ -139,6 +141,10 @@ class BindError(VfioError):
 
 class JournalError(VfioError):
     """Report a journal of bound devices that can't be trusted or read."""
+
+
+class LeaseError(VfioError):
+    """Report that a broker does not lend a device."""
 
 
 class MemoryLockBusyError(BusyError):

@@ -14,7 +14,7 @@ from vfio_user.device.base import open_devices
 from vfio_user.device.ops import DeviceOps
 from vfio_user.errors import ArgumentError, BusyError, UnsupportedError
 from vfio_user.iommu import AddressSpace, IommuMode, explain
-from vfio_user.iommu.modes import best_mode
+from vfio_user.iommu.modes import common_mode
 from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.together import all_or_none
@@ -212,9 +212,7 @@ def _space(nodes: Sequence[sysfs.VfioNode], mode: IommuMode | str, allow_noiommu
             raise UnsupportedError(explain.no_group(node.name))
         _require_closed(node)
     if mode == "auto":
-        # The modes of the devices differ where only some have a node of their own that this user may open.
-        modes = {best_mode(node) for node in nodes}
-        mode = modes.pop() if len(modes) == 1 else IommuMode.TYPE1V2
+        mode = common_mode(nodes)
     return AddressSpace(mode, allow_noiommu=allow_noiommu)
 
 

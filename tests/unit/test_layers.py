@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "vfio_user"
 LAYERS = (
     ("cli",),
     ("testing",),
-    ("doctor", "inventory"),
+    ("doctor", "inventory", "handover"),
     ("session", "binding", "monitor"),
     ("drivers",),
     ("ccw", "ap"),

@@ -49,6 +49,7 @@ COMMANDS = {
     "reset": "reset",
     "watch": "watch",
     "trace": "trace",
+    "broker": "broker",
     "guest": "guest",
     "demo": "demo",
     "completion": "completion",

@@ -14,6 +14,7 @@ from vfio_user.iommu import explain
 from vfio_user.iommu.backend import IommuBackend, open_backend
 from vfio_user.iommu.deferred import DeferredUnmap
 from vfio_user.iommu.dirty import DirtyTracking
+from vfio_user.iommu.files import SpaceFiles
 from vfio_user.iommu.mapper import Mapper, Unmappable
 from vfio_user.iommu.mapping import DmaMapping
 from vfio_user.iommu.modes import IommuMode, best_mode
@@ -52,7 +53,24 @@ class AddressSpace(MapVerbs):
         chosen = best_mode() if mode == "auto" else IommuMode.parse(mode)
         if not chosen.translates and not allow_noiommu:
             raise ArgumentError(explain.noiommu_not_allowed("the device"))
-        self._mapper = Mapper(open_backend(chosen))
+        self._begin(open_backend(chosen))
+
+    @classmethod
+    def take_over(cls, files: SpaceFiles) -> Self:
+        """Make one of files that another process has opened, or this one before it executed another program.
+
+        It owns the files then, also when this fails. Devices that are attached already are let in by `admit`.
+
+        Raises:
+            VfioOSError: the files are not what they are said to be.
+            UnsupportedError: the kernel lacks the mode.
+        """
+        self = cls.__new__(cls)
+        self._begin(open_backend(files.mode, files))
+        return self
+
+    def _begin(self, backend: IommuBackend) -> None:
+        self._mapper = Mapper(backend)
         self._attach_lock = threading.Lock()
         self._deferred: weakref.WeakSet[DeferredUnmap] = weakref.WeakSet()
         self._tracking: DirtyTracking | None = None
@@ -126,6 +144,22 @@ class AddressSpace(MapVerbs):
             self.detach()
             raise
         return device
+
+    def admit(self, device: OwnedFd) -> None:
+        """Let a device in that was attached before the files came here; the caller closes it as after `attach`.
+
+        Raises:
+            ClosedError: the address space is closed; so is the device then.
+            VfioOSError: the kernel says that nothing is attached.
+        """
+        try:
+            with self._attach_lock:
+                self._require_open()
+                self._mapper.learn()
+                self._users += 1
+        except BaseException:
+            device.close()
+            raise
 
     def detach(self) -> None:
         """Say that a device that was attached is closed."""

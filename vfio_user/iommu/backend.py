@@ -9,6 +9,7 @@ from vfio_user.addresses import Iova
 from vfio_user.iommu.bulk import Mapped, Results, Runs
 from vfio_user.iommu.containers import ContainerBackend, NoiommuBackend
 from vfio_user.iommu.dirty import DirtyLog
+from vfio_user.iommu.files import SpaceFiles
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.backend import IommufdBackend, NoiommuIommufdBackend
 from vfio_user.iommu.modes import IommuMode
@@ -29,6 +30,10 @@ class IommuBackend(Protocol):
     @property
     def mode(self) -> IommuMode:
         """Which back end this is."""
+
+    @property
+    def files(self) -> SpaceFiles:
+        """The open files that it is made of; it owns them."""
 
     @property
     def maps_files(self) -> bool:
@@ -83,7 +88,7 @@ class IommuBackend(Protocol):
         """Close what `attach` opened besides the devices, then the back end itself."""
 
 
-_BACKENDS: dict[IommuMode, Callable[[IommuMode], IommuBackend]] = {
+_BACKENDS: dict[IommuMode, Callable[[IommuMode, SpaceFiles | None], IommuBackend]] = {
     IommuMode.TYPE1: ContainerBackend,
     IommuMode.TYPE1V2: ContainerBackend,
     IommuMode.COMPAT_TYPE1: ContainerBackend,
@@ -94,11 +99,16 @@ _BACKENDS: dict[IommuMode, Callable[[IommuMode], IommuBackend]] = {
 }
 
 
-def open_backend(mode: IommuMode) -> IommuBackend:
-    """Open the back end of a mode.
+def open_backend(mode: IommuMode, files: SpaceFiles | None = None) -> IommuBackend:
+    """Open the back end of a mode, or make it of files that are open; those are its own then, also when it fails.
 
     Raises:
         VfioOSError: its node is missing or not ours.
         UnsupportedError: the kernel lacks the mode.
     """
-    return _BACKENDS[mode](mode)
+    try:
+        return _BACKENDS[mode](mode, files)
+    except BaseException:
+        for fd in files.files if files is not None else ():
+            fd.close()
+        raise

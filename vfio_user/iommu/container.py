@@ -13,6 +13,7 @@ from vfio_user.errors import IovaError, MalformedReplyError, UnsupportedError, V
 from vfio_user.iommu import explain
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.modes import IommuMode
+from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import capabilities, ioctl, query, requests
 from vfio_user.kernel.mman import PAGE_SIZE
 
@@ -31,8 +32,8 @@ class Container:
         Every method is one system call; the kernel serialises them.
     """
 
-    def __init__(self, mode: IommuMode) -> None:
-        """Open the container's node and check its version.
+    def __init__(self, mode: IommuMode, fd: OwnedFd | None = None) -> None:
+        """Open the container's node, or take over one that is open, and check its version.
 
         Raises:
             VfioOSError: the node is missing or not ours; the message says what to do.
@@ -40,7 +41,7 @@ class Container:
         """
         self.mode = mode
         compat = mode in (IommuMode.COMPAT_TYPE1, IommuMode.COMPAT_TYPE1V2)
-        self.fd = explain.open_node(mode.node, explain.iommufd_open if compat else explain.container_open)
+        self.fd = fd or explain.open_node(mode.node, explain.iommufd_open if compat else explain.container_open)
         try:
             self._require()
         except BaseException:

@@ -9,6 +9,7 @@ from vfio_user.errors import ClosedError, IovaError, UnsupportedError, VfioError
 from vfio_user.iommu import explain, pagemap
 from vfio_user.iommu.bulk import Mapped, Results, Runs, map_in_container, one_by_one, unmap_in_container
 from vfio_user.iommu.container import Container
+from vfio_user.iommu.files import SpaceFiles
 from vfio_user.iommu.group import Group
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.fd import Iommufd
@@ -33,11 +34,14 @@ class ContainerBackend:
         then, which takes a tenth of a second, for several at the same time.
     """
 
-    def __init__(self, mode: IommuMode) -> None:
-        self.container = Container(mode)
+    def __init__(self, mode: IommuMode, files: SpaceFiles | None = None) -> None:
+        self.container = Container(mode, files.control if files is not None else None)
         self._lock = threading.Lock()
         self._groups: dict[int, Group] = {}
         self._wanted: dict[int, int] = {}  # devices of each group that were opened, or are being opened
+        for number, fd in files.groups if files is not None else ():
+            self._groups[number] = Group(number, noiommu=mode is IommuMode.NOIOMMU, fd=fd)
+            self._wanted[number] = 1
 
     @property
     def mode(self) -> IommuMode:
@@ -102,6 +106,12 @@ class ContainerBackend:
         Source: ``vfio_device_remove_group()`` of ``drivers/vfio/group.c``.
         """
         return not any(group.in_container for group in self._groups.values())
+
+    @property
+    def files(self) -> SpaceFiles:
+        """What it is made of."""
+        groups = tuple((number, group.fd) for number, group in self._groups.items())
+        return SpaceFiles(self.mode, self.container.fd, groups)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -178,8 +188,8 @@ class NoiommuBackend(ContainerBackend):
     What is mapped must be contiguous there, because there is one address for all of it.
     """
 
-    def __init__(self, mode: IommuMode) -> None:
-        super().__init__(mode)
+    def __init__(self, mode: IommuMode, files: SpaceFiles | None = None) -> None:
+        super().__init__(mode, files)
         self._lock = threading.Lock()
         self._places: dict[int, tuple[int, int]] = {}
 

@@ -33,12 +33,13 @@ class Group:
         None of its own; an address space calls it under its attach lock.
     """
 
-    def __init__(self, number: int, *, noiommu: bool = False) -> None:
+    def __init__(self, number: int, *, noiommu: bool = False, fd: OwnedFd | None = None) -> None:
         """Open the group's node.
 
         Args:
             number: the group's number in sysfs.
             noiommu: open ``noiommu-<number>`` instead.
+            fd: the node, where it is open already: another process has opened it.
 
         Raises:
             VfioOSError: the node is missing (ENOENT), not ours (EACCES) or open already (EBUSY); the message says
@@ -47,7 +48,7 @@ class Group:
         self.number = number
         self.noiommu = noiommu
         path = f"/dev/vfio/{'noiommu-' if noiommu else ''}{number}"
-        self.fd = explain.open_node(path, lambda code: explain.group_open(code, number, path))
+        self.fd = fd or explain.open_node(path, lambda code: explain.group_open(code, number, path))
         _open[number] = self
 
     @property

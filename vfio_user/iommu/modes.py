@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vfio_user._uapi import lib
 from vfio_user.errors import ArgumentError
 from vfio_user.kernel.sysfs import CDEVS, VfioNode
 
-__all__ = ["IommuMode", "available_modes", "best_mode"]
+__all__ = ["IommuMode", "available_modes", "best_mode", "common_mode"]
 
 _CONTAINER, _IOMMUFD = "/dev/vfio/vfio", "/dev/iommu"
 
@@ -107,6 +108,15 @@ def best_mode(node: VfioNode | None = None) -> IommuMode:
         return IommuMode.IOMMUFD
     # Without any node the open of the usual one says best what is missing.
     return IommuMode.TYPE1V2 if os.path.exists(_CONTAINER) or not os.path.exists(_IOMMUFD) else IommuMode.COMPAT_TYPE1V2
+
+
+def common_mode(nodes: Iterable[VfioNode]) -> IommuMode:
+    """Choose one mode for several devices.
+
+    Those of the devices differ where only some have a node of their own that this user may open.
+    """
+    modes = {best_mode(node) for node in nodes}
+    return modes.pop() if len(modes) == 1 else IommuMode.TYPE1V2
 
 
 def _accessible(path: str | None) -> bool:

@@ -10,12 +10,15 @@ from vfio_user.addresses import Iova
 from vfio_user.errors import IovaError, UnsupportedError, VfioError, VfioIoctlError
 from vfio_user.iommu import explain
 from vfio_user.iommu.bulk import Mapped, Results, Runs, map_in_ioas, one_by_one, unmap_in_ioas
+from vfio_user.iommu.files import SpaceFiles
 from vfio_user.iommu.info import IommuInfo
 from vfio_user.iommu.iommufd.device import BoundDevice, bind
 from vfio_user.iommu.iommufd.dirty import HwptDirtyLog
 from vfio_user.iommu.iommufd.fd import Iommufd
+from vfio_user.iommu.iommufd.ioas import Ioas
 from vfio_user.iommu.modes import IommuMode
 from vfio_user.iommu.scatter import Scatter
+from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE
 from vfio_user.kernel.sysfs import VfioNode
 
@@ -35,15 +38,15 @@ class IommufdBackend:
     maps_files = True
     emptied = False
 
-    def __init__(self, mode: IommuMode) -> None:
+    def __init__(self, mode: IommuMode, files: SpaceFiles | None = None) -> None:
         self._mode = mode
         self._lock = threading.Lock()
         self._devices: weakref.WeakSet[BoundDevice] = weakref.WeakSet()
         self._log: HwptDirtyLog | None = None
-        self.iommufd = Iommufd()
+        self.iommufd = Iommufd(files.control if files is not None else None)
         """The iommufd, for what an address space has no verb for."""
         try:
-            self.ioas = self.iommufd.alloc_ioas()
+            self.ioas = Ioas(self.iommufd, files.ioas) if files is not None else self.iommufd.alloc_ioas()
             """Its address space."""
         except BaseException:
             self.iommufd.close()
@@ -53,6 +56,11 @@ class IommufdBackend:
     def mode(self) -> IommuMode:
         """Which of the iommufd modes this is."""
         return self._mode
+
+    @property
+    def files(self) -> SpaceFiles:
+        """What it is made of."""
+        return SpaceFiles(self._mode, self.iommufd.fd, (), self.ioas.id)
 
     def attach(self, node: VfioNode, *, vf_token: str | None = None) -> BoundDevice:
         """Bind a device to the iommufd and attach it to the address space.
@@ -69,6 +77,13 @@ class IommufdBackend:
         except BaseException:
             device.close()
             raise
+        return device
+
+    def take_over(self, fd: OwnedFd, name: str, device_id: int) -> BoundDevice:
+        """Make a device of a file that came from elsewhere, bound to this iommufd and attached already."""
+        device = BoundDevice(fd.detach(), name, self.iommufd, device_id)
+        with self._lock:
+            self._devices.add(device)
         return device
 
     def info(self) -> IommuInfo:
@@ -148,8 +163,8 @@ class NoiommuIommufdBackend(IommufdBackend):
     it.
     """
 
-    def __init__(self, mode: IommuMode) -> None:
-        super().__init__(mode)
+    def __init__(self, mode: IommuMode, files: SpaceFiles | None = None) -> None:
+        super().__init__(mode, files)
         self._places: dict[int, tuple[Iova, int]] = {}
 
     def info(self) -> IommuInfo:
