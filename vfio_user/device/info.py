@@ -12,6 +12,8 @@ from vfio_user.kernel.ioctl import capabilities, ioctl, query, requests
 from vfio_user.kernel.uapi import DeviceFlags, IrqFlags, RegionFlags
 
 __all__ = [
+    "MAX_INDEXES",
+    "MAX_VECTORS",
     "Capability",
     "DeviceInfo",
     "IrqInfo",
@@ -21,6 +23,12 @@ __all__ = [
     "irq_info",
     "region_info",
 ]
+
+
+#: No device has more regions, or kinds of interrupts; each is asked for by itself.
+MAX_INDEXES = 1 << 10
+#: No device has more vectors of one kind; MSI-X has 2048 at most.
+MAX_VECTORS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +114,17 @@ class IrqInfo:
 
 
 def device_info(fd: int, name: str) -> DeviceInfo:
-    """Ask ``VFIO_DEVICE_GET_INFO``."""
+    """Ask ``VFIO_DEVICE_GET_INFO``.
+
+    Raises:
+        MalformedReplyError: it has absurdly many regions or interrupts, or its capabilities don't follow their layout.
+    """
     reply = query(fd, requests.VFIO_DEVICE_GET_INFO, "struct vfio_device_info", device=name)
     flags = DeviceFlags(reply.data.flags)
+    if max(reply.data.num_regions, reply.data.num_irqs) > MAX_INDEXES:
+        raise MalformedReplyError(
+            f"{name} would have {reply.data.num_regions} regions and {reply.data.num_irqs} kinds of interrupts"
+        )
     found: tuple[Capability, ...] = ()
     if flags & lib.VFIO_DEVICE_FLAGS_CAPS:
         found = tuple(_chain(reply.raw, reply.data.cap_offset))
@@ -120,11 +136,13 @@ def region_info(fd: int, index: int, name: str) -> RegionInfo:
 
     Raises:
         VfioIoctlError: EINVAL when the device has no such index.
-        MalformedReplyError: a capability does not follow its own layout.
+        MalformedReplyError: a capability does not follow its own layout, or no file could be that long.
     """
     reply = query(fd, requests.VFIO_DEVICE_GET_REGION_INFO, "struct vfio_region_info", device=name, index=index)
     data = reply.data
     flags = RegionFlags(data.flags)
+    if data.offset + data.size >= 1 << 63:
+        raise MalformedReplyError(f"region {index} of {name} would be {data.size:#x} bytes at {data.offset:#x}")
     found: tuple[Capability, ...] = ()
     if flags & lib.VFIO_REGION_INFO_FLAG_CAPS and data.size:
         found = tuple(_chain(reply.raw, data.cap_offset))
@@ -144,9 +162,12 @@ def irq_info(fd: int, index: int, name: str) -> IrqInfo:
 
     Raises:
         VfioIoctlError: EINVAL when the device has no such index.
+        MalformedReplyError: it has absurdly many vectors.
     """
     data = ffi.new("struct vfio_irq_info *", {"argsz": ffi.sizeof("struct vfio_irq_info"), "index": index})
     ioctl(fd, requests.VFIO_DEVICE_GET_IRQ_INFO, data, device=name)
+    if data.count > MAX_VECTORS:
+        raise MalformedReplyError(f"interrupt {index} of {name} would have {data.count} vectors")
     return IrqInfo(index, IrqFlags(data.flags), data.count)
 
 

@@ -15,6 +15,8 @@ from vfio_user.kernel.uapi import HwCapabilities, HwInfoType
 
 __all__ = ["AmdInfo", "ArmSmmuv3Info", "HwInfo", "Tegra241CmdqvInfo", "VtdInfo", "read_hw_info"]
 
+_ROUNDS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class VtdInfo:
@@ -83,7 +85,7 @@ class HwInfo:
 def read_hw_info(fd: OwnedFd, device_id: int, kind: HwInfoType | None) -> HwInfo:
     """Ask ``IOMMU_GET_HW_INFO``; see `Iommufd.hw_info`."""
     size = 64
-    while True:
+    for _ in range(_ROUNDS):
         buffer = ffi.new("uint8_t[]", size)
         reply = command(
             fd,
@@ -101,6 +103,8 @@ def read_hw_info(fd: OwnedFd, device_id: int, kind: HwInfoType | None) -> HwInfo
         if length <= size:
             break
         size = length
+    else:
+        raise MalformedReplyError(f"IOMMU_GET_HW_INFO of device {device_id} still grows, at {length} bytes")
     raw = bytes(ffi.buffer(buffer, length))
     found = int(reply.out_data_type)
     decode = _DECODERS.get(found)
