@@ -62,6 +62,7 @@ EVERY_MODE = tuple(
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
         *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
+        "unprivileged",
     )
 )
 
@@ -199,7 +200,8 @@ def _one_guest(lane: Lane, guest: Guest, folder: Path) -> int:
 def _command(lane: Lane, junit: str) -> list[str]:
     report = [f"--junit-xml={junit}"] if junit else []
     patience = ["-o", f"timeout={PATIENCE}", "-o", f"faulthandler_timeout={PATIENCE - 10}"] if lane.guest else []
-    return [sys.executable, "-m", "pytest", "-q", *patience, *report, *lane.tests]
+    record = ["-p", "tests.uapi_record"] if lane.guest else []  # for the table in docs/uapi.md
+    return [sys.executable, "-m", "pytest", "-q", *record, *patience, *report, *lane.tests]
 
 
 def read_junit(lane: str, path: Path) -> Outcome:
