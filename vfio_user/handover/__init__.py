@@ -10,19 +10,24 @@ from vfio_user.handover.broker import Broker
 from vfio_user.handover.lease import Lease, borrow
 from vfio_user.handover.parcel import Parcel, ParcelDevice, pack, unpack
 from vfio_user.handover.policy import Grant, Policy
+from vfio_user.handover.reexec import Carried, Resumed, carry, resume
 from vfio_user.handover.sockets import SOCKET, inherited, listen
 
 __all__ = [
     "SOCKET",
     "Broker",
+    "Carried",
     "Grant",
     "Lease",
     "Parcel",
     "ParcelDevice",
     "Policy",
+    "Resumed",
     "borrow",
+    "carry",
     "inherited",
     "listen",
     "pack",
+    "resume",
     "unpack",
 ]

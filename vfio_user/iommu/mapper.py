@@ -164,7 +164,14 @@ class Mapper:
             raise _PartlyMappedError(error, size)
 
     def adopt(
-        self, iova: Iova, vaddr: Vaddr, size: int, again: Callable[[Iova | None], Iova], keepalive: object
+        self,
+        iova: Iova,
+        vaddr: Vaddr,
+        size: int,
+        again: Callable[[Iova | None], Iova],
+        keepalive: object,
+        *,
+        by_address: bool = True,
     ) -> DmaMapping:
         """Take a mapping over that the kernel has, and which has a new address now; see `AddressSpace.adopt`."""
         with self._gate.alone():
@@ -175,7 +182,8 @@ class Mapper:
             elif old.size != size or old.suspended:
                 raise IovaError(f"{old!r} is not the mapping that has {size:#x} bytes at {iova:#x}")
             try:
-                self.backend.update_vaddr(iova, size, vaddr)
+                if by_address:
+                    self.backend.update_vaddr(iova, size, vaddr)
             except BaseException:
                 if old is None:
                     self.books.release(iova, size)

@@ -127,6 +127,27 @@ class MapVerbs:
 
         return self._mapper.adopt(Iova(iova), Vaddr(vaddr), size, again, view)
 
+    def adopt_file(self, fd: int, buffer: Buffer, iova: int) -> DmaMapping:
+        """Take over what is mapped at an IOVA by its memory file, for reading and writing: modes over an iommufd.
+
+        The kernel knows no address of it, so nothing is asked of it; `Iommufd.change_process` has charged the memory
+        to this process before.
+
+        Args:
+            fd: the memory file, which was mapped from its start.
+            buffer: all of it, as this process has it.
+            iova: where it begins.
+
+        Raises:
+            IovaError: this address space has something else there.
+            UnsupportedError: the mode maps by address; `adopt` is for that.
+        """
+        if not self._mapper.backend.maps_files:
+            raise UnsupportedError(f"mode {self._mapper.backend.mode.value} maps memory by its address: adopt()")
+        view = view_of(buffer, write=True)
+        at = self._file(fd, 0, view.nbytes, read=True, write=True)
+        return self._mapper.adopt(Iova(iova), address_of(view), view.nbytes, at, view, by_address=False)
+
     def map_many(
         self,
         buffers: Iterable[Buffer],

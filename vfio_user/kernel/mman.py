@@ -16,7 +16,7 @@ from vfio_user._uapi import ffi, lib
 from vfio_user.addresses import Vaddr
 from vfio_user.errors import ArgumentError, VfioOSError
 
-__all__ = ["PAGE_SIZE", "Backing", "Memory", "address_of", "allocate", "round_up"]
+__all__ = ["PAGE_SIZE", "Backing", "Memory", "address_of", "allocate", "open_memory", "round_up"]
 
 PAGE_SIZE = mmap.PAGESIZE
 """Size of a page of this machine, in bytes."""
@@ -145,6 +145,22 @@ def _memory_file(size: int, backing: Backing) -> Memory:
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_memory(fd: int, size: int, backing: Backing) -> Memory:
+    """Map a memory file of `allocate` into this process, which has got it from another one; it is the caller's still.
+
+    Raises:
+        VfioOSError: it can't be mapped, or is shorter.
+    """
+    try:
+        if os.fstat(fd).st_size < size:
+            raise OSError(errno.EINVAL, "shorter")
+        view = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_SHARED))
+    except (OSError, ValueError, OverflowError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        raise VfioOSError(code or errno.EINVAL, f"map {size} bytes of memory file {fd}") from error
+    return Memory(view, address_of(view), backing, fd)
 
 
 def _hint(size: int, backing: Backing) -> str:
