@@ -18,6 +18,7 @@ RUNS = {
     "hot_reset.py": (("edu",), "0x010000ed before, 0x010000ed after"),
     "asyncio_interrupts.py": (("edu",), "3 in all"),
     "nvme_identify.py": (("nvme",), "VU-nvme0"),
+    "broker_and_driver.py": (("edu",), "user 65534: register 0 of"),
     "nvme_read_write.py": (("nvme",), "equal"),
     "mtty_loopback.py": ((), "says b'hello, serial line"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,37 @@ def test_two_processes_at_once(bus: FakeBus) -> None:
             vfio_user.bind(DEVICE, timeout=0.1)
         assert bus.log == []
     vfio_user.bind(DEVICE)
+
+
+def test_many_processes_at_once_on_one_device(bus: FakeBus) -> None:
+    """Whatever order they come in: each bind and restore is whole, and the journal is one that can be read."""
+    before = bus.shape()
+
+    def work(number: int) -> None:
+        for _ in range(6):
+            (binding_,) = vfio_user.bind(DEVICE, driver=("vfio-pci", "snd")[number % 2], timeout=50.0)
+            assert binding_.driver == ("vfio-pci", "snd")[number % 2]
+            for record in binding.records():
+                assert record.before.driver == "edu", "what it was first is not forgotten"
+            vfio_user.restore(timeout=50.0)
+
+    children = []
+    for number in range(4):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                work(number)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
+    assert binding.records() == ()
+    assert bus.shape() == before
+    assert [path.name for path in bus.journal.iterdir()] == ["lock"]
 
 
 def test_a_journal_that_others_may_write_is_not_trusted(bus: FakeBus) -> None:
