@@ -62,7 +62,7 @@ EVERY_MODE = tuple(
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
         *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
-        "unprivileged",
+        *("reexec", "unprivileged"),
     )
 )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,13 +23,14 @@ from tests.guest.unprivileged import GROUP, MEMLOCK, USER, Unprivileged
 from vfio_user import PciDevice, testing
 from vfio_user.drivers.edu import Edu
 from vfio_user.errors import LeaseError, VfioIoctlError, VfioOSError
+from vfio_user.handover import Broker, Policy, listen
 from vfio_user.handover.sockets import connect
 from vfio_user.iommu import IommuMode
 from vfio_user.kernel.passing import receive, send
 from vfio_user.testing import GuestDevice
 
 Find = Callable[[str], GuestDevice]
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., "Running"]
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -93,29 +96,55 @@ def test_nodes_that_were_handed_over(vfio_device: Find, iommu_mode: str, tmp_pat
 # -- the broker
 
 
+class Running:
+    """A broker in a process of its own."""
+
+    def __init__(self, folder: Path, allowed: tuple[str, ...]) -> None:
+        self.log = folder / "log"
+        listener = listen(folder / "broker.sock")
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                logging.basicConfig(filename=self.log, level=logging.INFO, force=True)
+                with Broker(Policy.parse(allowed), listener) as broker:
+                    signal.signal(signal.SIGTERM, lambda *_: broker.stop())
+                    broker.serve()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        listener.close()
+
+    def stop(self) -> str:
+        """End it, and give what it had to say; stopping twice does nothing."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGTERM)
+            pid, self.pid = self.pid, 0
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        return self.log.read_text()
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the command, and end it with the test."""
-    tmp_path.chmod(0o755)
-    for folder in list(tmp_path.parents)[:3]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    running: list[subprocess.Popen[str]] = []
+    """Start a broker, and end it with the test."""
+    open_for_all(tmp_path)
+    running: list[Running] = []
 
-    def begin(*allowed: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vfio_user.cli", "broker", "--socket", str(tmp_path / "broker.sock")]
-        command += [word for each in allowed for word in ("--allow", each)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        running.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline().strip().endswith("broker.sock")
-        return process
+    def begin(*allowed: str) -> Running:
+        running.append(Running(tmp_path, allowed))
+        return running[-1]
 
     yield begin
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        print(said)
-        assert process.returncode == 0, said
+    for each in running:
+        print(each.stop())
+
+
+def open_for_all(folder: Path) -> None:
+    """Let everybody go into a folder of pytest's."""
+    for each in (folder, *list(folder.parents)[:3]):
+        each.chmod(each.stat().st_mode | 0o055)
 
 
 def test_broker_opens_and_somebody_else_drives(
@@ -203,9 +232,7 @@ def test_files_that_outlive_the_lease(vfio_device: Find, start: Start, tmp_path:
 
     assert Unprivileged(keep).wait() == 0
     assert Unprivileged(lambda ready: vfio_user.borrow(address, broker=path).close()).wait() == 0
-    broker.send_signal(signal.SIGTERM)
-    _, said = broker.communicate(timeout=60)
-    assert "still has it open" in said
+    assert "still has it open" in broker.stop()
 
 
 def test_who_may_not(vfio_device: Find, start: Start, tmp_path: Path) -> None:
@@ -263,12 +290,24 @@ def test_broker_outlives_nonsense(vfio_device: Find, start: Start, tmp_path: Pat
     assert Unprivileged(work).wait() == 0
 
 
-def test_drivers_outlive_the_broker(vfio_device: Find, start: Start, tmp_path: Path) -> None:
+def test_command_serves_and_drivers_outlive_it(vfio_device: Find, tmp_path: Path) -> None:
     address, path = vfio_device("edu").address, tmp_path / "broker.sock"
-    broker = start(f"{address}={os.getuid()}")
-    with nothing_left(), vfio_user.borrow(address, broker=path) as lease:
+    open_for_all(tmp_path)
+    command = [sys.executable, "-m", "vfio_user.cli", "broker", "--socket", str(path), "--allow", f"{address}={USER}"]
+
+    def work(ready: Callable[[], None]) -> None:
+        with nothing_left(), vfio_user.borrow(address, broker=path) as lease:
+            ready()
+            assert os.read(lease._connection.fileno(), 1) == b"", "the broker has ended"
+            drive(lease.devices[0])
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker:
+        assert broker.stdout is not None
+        assert broker.stdout.readline().strip() == str(path)
+        child = Unprivileged(work)
+        child.wait_until_ready()
         broker.send_signal(signal.SIGTERM)
         assert broker.wait(60) == 0
-        drive(lease.devices[0])
-        with pytest.raises(VfioOSError, match=r"ended; start it again|running"):
-            vfio_user.borrow(address, broker=path)
+        assert child.wait() == 0
+    with pytest.raises(VfioOSError, match=r"ended; start it again"):
+        vfio_user.borrow(address, broker=path)

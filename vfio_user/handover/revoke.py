@@ -9,6 +9,7 @@ from vfio_user.binding.uses import openers
 from vfio_user.errors import VfioError
 from vfio_user.handover.parcel import Parcel
 from vfio_user.iommu.backend import open_backend
+from vfio_user.iommu.iommufd import BoundDevice
 from vfio_user.kernel.ioctl import ioctl, requests
 from vfio_user.kernel.sysfs import PciFunction
 
@@ -32,9 +33,12 @@ def revoke(parcel: Parcel) -> tuple[int, ...]:
             _log.warning("the lease of %s is over, and %s still has it open; it is reset", device.address, names)
     try:
         backend = open_backend(parcel.space.mode, parcel.space)
+        for device in parcel.devices:
+            if isinstance(device.fd, BoundDevice):  # the peer may have made more address spaces, and moved it there
+                device.fd.detach_pt()
+            if left:
+                ioctl(device.fd.fileno(), requests.VFIO_DEVICE_RESET, device=str(device.address))
         backend.unmap_all()
-        for device in parcel.devices if left else ():
-            ioctl(device.fd.fileno(), requests.VFIO_DEVICE_RESET, device=str(device.address))
     except VfioError as error:
         _log.warning("while a lease was ended: %s", error)
     finally:
