@@ -133,20 +133,30 @@ def _user(user: str | int) -> int:
     import pwd
 
     # A number needs no entry: containers have users that the host does not know.
-    if str(user).isdigit() and int(user) < 1 << 32:
-        return int(user)
+    number = _number(user)
+    if number is not None:
+        return number
     try:
         return pwd.getpwnam(str(user)).pw_uid
-    except KeyError:
+    except (KeyError, ValueError):
         raise ArgumentError(f"there is no user {user!r} here: getent passwd lists them") from None
 
 
 def _group(group: str | int) -> int:
     import grp
 
-    if str(group).isdigit() and int(group) < 1 << 32:
-        return int(group)
+    number = _number(group)
+    if number is not None:
+        return number
     try:
         return grp.getgrnam(str(group)).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):
         raise ArgumentError(f"there is no group {group!r} here: getent group lists them") from None
+
+
+def _number(text: str | int) -> int | None:
+    # The highest number means "leave it" to chown().
+    plain = str(text)
+    if not (plain.isascii() and plain.isdecimal() and len(plain) <= 10):
+        return None
+    return int(plain) if int(plain) < (1 << 32) - 1 else None

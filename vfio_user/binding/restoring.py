@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from vfio_user.binding import nodes
 from vfio_user.binding.journal import Journal, boot_id
 from vfio_user.binding.moves import Fate, judge, put_back
 from vfio_user.binding.record import Record
-from vfio_user.binding.transaction import refuse_in_use, use_kinds
+from vfio_user.binding.transaction import deadline_after, refuse_in_use, use_kinds
 from vfio_user.binding.uses import UseKind, uses
 from vfio_user.errors import ArgumentError, BindError, VfioError
 from vfio_user.kernel import sysfs
@@ -78,7 +77,7 @@ def restore(
         BusyError: another process holds the journal.
         JournalError: the journal can't be trusted or read.
     """
-    deadline = time.monotonic() + timeout
+    deadline = deadline_after(timeout)
     forced = use_kinds(force_in_use)
     wanted = [PciAddress.parse(address) for address in addresses]
     book = Journal(journal)

@@ -103,4 +103,4 @@ def node_state(path: Path) -> NodeState | None:
 
 def _numvfs(path: Path) -> int | None:
     number = text(path / "sriov_numvfs")
-    return int(number) if number.isdigit() else None
+    return int(number) if number.isdecimal() else None

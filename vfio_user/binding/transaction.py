@@ -18,7 +18,7 @@ from vfio_user.binding.uses import Use, UseKind, uses
 from vfio_user.errors import ArgumentError, BindError, BusyError, InUseError, VfioError
 from vfio_user.kernel import sysfs
 
-__all__ = ["Binding", "Order", "choose", "make_order", "refuse_in_use", "run", "use_kinds"]
+__all__ = ["Binding", "Order", "choose", "deadline_after", "make_order", "refuse_in_use", "run", "use_kinds"]
 
 _ROLLBACK = 10.0
 
@@ -79,10 +79,18 @@ def make_order(
     Raises:
         ArgumentError: it can't be.
     """
-    if timeout <= 0:
+    return Order(driver, owner, use_kinds(force_in_use), fresh, Journal(journal), deadline_after(timeout), timeout)
+
+
+def deadline_after(timeout: float) -> float:
+    """Give the end of a time in seconds that begins now, on the clock of `time.monotonic`.
+
+    Raises:
+        ArgumentError: it is not more than 0.
+    """
+    if not timeout > 0:  # so that what is no number at all is refused too
         raise ArgumentError(f"timeout must be more than 0 seconds, not {timeout}")
-    deadline = time.monotonic() + timeout
-    return Order(driver, owner, use_kinds(force_in_use), fresh, Journal(journal), deadline, timeout)
+    return time.monotonic() + timeout
 
 
 def use_kinds(kinds: Iterable[UseKind | str]) -> frozenset[UseKind]:

@@ -65,7 +65,7 @@ def openers(function: sysfs.PciFunction) -> tuple[tuple[int, str], ...]:
         return ()
     found = []
     for process in entries(files.PROC):
-        if process.name.isdigit() and _has_open(process, nodes):
+        if process.name.isdecimal() and _has_open(process, nodes):
             pid = int(process.name)
             found.append((pid, "this one" if pid == os.getpid() else text(process / "comm") or "?"))
     return tuple(sorted(found))
@@ -84,7 +84,7 @@ def _uses(function: sysfs.PciFunction) -> Iterator[Use]:
         if _below(sysfs.SYSFS / "class/tty" / name, function):
             yield Use(UseKind.CONSOLE, f"the kernel's console {name} is on it")
     virtual = text(function.path / "sriov_numvfs")
-    if virtual.isdigit() and int(virtual):
+    if virtual.isdecimal() and int(virtual):
         yield Use(UseKind.VFS, f"{virtual} virtual functions of it are switched on, and would vanish")
     for pid, name in openers(function):
         yield Use(UseKind.OPEN, f"process {pid} ({name}) has it open through VFIO")
@@ -98,7 +98,7 @@ def _interfaces(function: sysfs.PciFunction) -> Iterator[str]:
         flags = text(path / "flags")
         if path.name in routed:
             yield f"{path.name} carries the default route"
-        elif flags and int(flags, 16) & _UP:
+        elif flags and sysfs.read_number(flags, 16, path) & _UP:
             yield f"{path.name} is up"
 
 

@@ -48,7 +48,7 @@ def _memlock() -> Finding:
 
 def _mappings() -> Iterator[Finding]:
     limit = text(sysfs.SYSFS / "module/vfio_iommu_type1/parameters/dma_entry_limit")
-    if not limit.isdigit():
+    if not limit.isdecimal():
         return
     low = int(limit) < _USUAL_MAPPINGS
     yield Finding(
@@ -66,7 +66,7 @@ def _huge_pages() -> Finding:
     for folder in entries(sysfs.SYSFS / "kernel/mm/hugepages"):
         found = re.fullmatch(r"hugepages-(\d+)kB", folder.name)
         free = text(folder / "free_hugepages")
-        if found and free.isdigit() and int(free):
+        if found and free.isdecimal() and int(free):
             sizes[int(found[1]) >> 10] = int(free)
     if sizes:
         what = ", ".join(f"{number} of {size} MiB" for size, number in sorted(sizes.items()))

@@ -25,7 +25,7 @@ def inherited() -> socket.socket | None:
     Raises:
         ArgumentError: it is not one for a broker: ``ListenSequentialPacket=`` makes such.
     """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "").isdigit():
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "").isdecimal():
         return None
     count = int(os.environ["LISTEN_FDS"])
     if count != 1:

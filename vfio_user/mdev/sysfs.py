@@ -172,7 +172,7 @@ class MdevType:
     def available(self) -> int:
         """How many more instances can be made, as of now."""
         text = self._text("available_instances")
-        return int(text) if text.isdigit() else 0
+        return int(text) if text.isdecimal() else 0
 
     @property
     def mdevs(self) -> tuple[Mdev, ...]:

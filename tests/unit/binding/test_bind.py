@@ -290,12 +290,18 @@ def test_arguments_are_checked(bus: FakeBus) -> None:
         vfio_user.bind("55:00.0")
     with pytest.raises(ArgumentError, match="there is no user 'nobody-of-this-name'"):
         vfio_user.bind(DEVICE, user="nobody-of-this-name")
+    for user in ("", "²", "１", "4294967295", "-1", "9" * 5000, "a\0b", "\udcff"):  # noqa: RUF001
+        with pytest.raises(ArgumentError, match="there is no user"):
+            vfio_user.bind(DEVICE, user=user)
     with pytest.raises(ArgumentError, match="there is no group 'nobody-of-this-name'"):
         vfio_user.bind(DEVICE, group="nobody-of-this-name")
     with pytest.raises(ArgumentError, match="'all' is not a valid UseKind; there are: bridge, disk"):
         vfio_user.bind(DEVICE, force_in_use=["all"])
-    with pytest.raises(ArgumentError, match="more than 0 seconds"):
-        vfio_user.bind(DEVICE, timeout=0)
+    for timeout in (0, -1.0, float("nan")):
+        with pytest.raises(ArgumentError, match="more than 0 seconds"):
+            vfio_user.bind(DEVICE, timeout=timeout)
+        with pytest.raises(ArgumentError, match="more than 0 seconds"):
+            vfio_user.restore(timeout=timeout)
     with pytest.raises(ArgumentError, match=f"nothing is recorded for {DEVICE}.*vfio-user bind --driver NAME {DEVICE}"):
         vfio_user.restore(DEVICE)
     assert vfio_user.bind(DEVICE, user="root", group="root")[0].driver == "vfio-pci"
