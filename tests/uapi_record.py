@@ -56,7 +56,8 @@ def _kind_of(name: str) -> str:
     return next(kind for prefix, kind in _KINDS.items() if name.startswith(prefix))
 
 
-_NAMES = {(_kind_of(name), getattr(requests, name).number): name for name in vars(requests)}
+# Of those that share a number on one kind of file, the first: the others are for POWER (SPAPR).
+_NAMES = {(_kind_of(name), getattr(requests, name).number): name for name in reversed(vars(requests))}
 
 
 def name_of(path: str, number: int) -> str | None:

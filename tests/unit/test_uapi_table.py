@@ -38,4 +38,5 @@ def test_same_number_on_another_file() -> None:
     assert name_of("/dev/vfio/noiommu-0", requests.VFIO_GROUP_GET_STATUS.number) == "VFIO_GROUP_GET_STATUS"
     assert name_of("anon_inode:[mtty_mig]", requests.VFIO_MIG_GET_PRECOPY_INFO.number) == "VFIO_MIG_GET_PRECOPY_INFO"
     assert name_of("/dev/iommu", requests.IOMMU_DESTROY.number) == "IOMMU_DESTROY"
+    assert name_of("/dev/vfio/vfio", requests.VFIO_IOMMU_SPAPR_TCE_GET_INFO.number) == "VFIO_IOMMU_GET_INFO"
     assert name_of("/dev/null", 1) is None
