@@ -28,7 +28,8 @@ fuzz: setup ## hostile bytes for all that is read of the kernel, guided by cover
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check --group fuzz
 	@$(PYTHON) -m tests.fuzz --seconds 120
 
-bench: setup ## ratios against floors and peers; writes benchmarks/results.json
+bench: setup ## ratios against floors and peers; writes benchmarks/results.json and .svg
+	@.ci/setup bench
 	@$(PYTHON) -m benchmarks
 
 lint: setup ## ruff

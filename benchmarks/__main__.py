@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import build, catalog, report
-from benchmarks.model import Result
+from benchmarks import build, catalog, chart, report
+from benchmarks.model import METHOD, Result
 from vfio_user.testing import Guest, GuestError, cache, run
 from vfio_user.testing.guest import OUTPUT_IN_GUEST
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernel", default="auto", help="the guest's; auto: feature if it was built before, else 6.12")
     parser.add_argument("--rounds", type=int, help="in place of each benchmark's own number")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for each place (%(default)g)")
-    parser.add_argument("--output", type=Path, default=_RESULTS, help="where to write the results")
+    parser.add_argument("--output", type=Path, default=_RESULTS, help="the results; a chart goes beside it (.svg)")
     chosen = parser.parse_args(arguments)
     build.compile_all()
     results: list[Result] = []
@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no benchmark {'came to its end' if failed else 'matches'}", file=sys.stderr)
         return 1
     report.save(chosen.output, results)
+    chosen.output.with_suffix(".svg").write_text(chart.draw(results))
     print(report.table(results))
+    print(f"\n{METHOD}")
     return 1 if failed else 0
 
 

@@ -6,7 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-__all__ = ["Benchmark", "Pair", "Result", "quotient"]
+__all__ = ["METHOD", "Benchmark", "Pair", "Result", "quotient"]
+
+METHOD = """\
+Method: each row is measured in short slices, ours, peer, peer, ours, in one process or boot of the guest. A ratio is
+that of one round; the median of the rounds' ratios is compared with the goal. Native rows count the processor's time
+where nobody waits. A busy machine widens the spread, and makes waking up slower, ours more than C's: caches are cold.
+The guest is emulated (unless there is KVM) with all of its processors in one thread, and its devices in others beside.
+That distorts even ratios: Python is slowed down about 25 times, devices and the kernel's waits hardly, so what Python
+does for each command or request weighs more than on hardware; doorbells, interrupts and IOMMU invalidations leave the
+emulation and are dear, which costs the kernel's drivers more than ours. The guest's rates say nothing of hardware."""
 
 
 def quotient(ours: float, peer: float) -> float:
