@@ -62,7 +62,7 @@ EVERY_MODE = tuple(
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
         *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
-        *("ioeventfd", "reexec", "unprivileged"),
+        *("reexec", "unprivileged"),
     )
 )
 
@@ -119,17 +119,17 @@ LANES = (
         ),
     ),
     Lane(
-        "corners",
-        ("tests/corners",),
-        Guest(
-            kernel="feature",
-            devices=("edu,dma_mask=0xffffffffffffffff", "nvme,vfs=4,size=64M", "virtio-net,aer=on"),
-        ),
-    ),
-    Lane(
         "no-remapping",
         ("tests/unusual/test_no_interrupt_remapping.py",),
         Guest(append="intremap=off", devices=("edu",)),
+    ),
+    *(
+        Lane(
+            name,
+            ("tests/unusual/test_other_iommu.py",),
+            Guest(kernel="feature", iommu=name, devices=("edu", "nvme,size=64M", "VGA")),
+        )
+        for name in ("amd", "virtio")
     ),
     Lane("demo", command=("demo",)),
 )

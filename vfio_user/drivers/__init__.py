@@ -5,7 +5,6 @@ from __future__ import annotations
 from vfio_user.device.regmap import BoundRegister, Reading, Register, RegisterMap
 from vfio_user.device.regvalue import Access, Field, RegisterValue
 from vfio_user.drivers.base import Driver, DriverBase
-from vfio_user.drivers.release import ReleaseOnRequest
 
 __all__ = [
     "Access",
@@ -17,5 +16,4 @@ __all__ = [
     "Register",
     "RegisterMap",
     "RegisterValue",
-    "ReleaseOnRequest",
 ]
