@@ -62,7 +62,7 @@ EVERY_MODE = tuple(
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
         *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
-        *("reexec", "unprivileged"),
+        *("ioeventfd", "reexec", "unprivileged"),
     )
 )
 
@@ -116,6 +116,14 @@ LANES = (
             iommu="none",
             append="vfio.enable_unsafe_noiommu_mode=1",
             devices=("edu,dma_mask=0xffffffffffffffff", "nvme,size=64M"),
+        ),
+    ),
+    Lane(
+        "corners",
+        ("tests/corners",),
+        Guest(
+            kernel="feature",
+            devices=("edu,dma_mask=0xffffffffffffffff", "nvme,vfs=4,size=64M", "virtio-net,aer=on"),
         ),
     ),
     Lane(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vfio_user._mmio import Program
     from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
-    from vfio_user.binding import Binding, Restored, bind, bound, restore, unbind
+    from vfio_user.binding import Binding, Restored, VirtualFunctions, bind, bound, create_vfs, restore, unbind
     from vfio_user.device import (
         DeviceEvent,
         DeviceEvents,
@@ -85,10 +85,12 @@ __all__ = [
     "Vaddr",
     "VfioDevice",
     "VfioError",
+    "VirtualFunctions",
     "bind",
     "borrow",
     "bound",
     "container_of",
+    "create_vfs",
     "explain",
     "hot_reset",
     "inspect",
@@ -147,10 +149,12 @@ _HOMES = {
     "Vaddr": "vfio_user.addresses",
     "VfioDevice": "vfio_user.device",
     "VfioError": "vfio_user.errors",
+    "VirtualFunctions": "vfio_user.binding",
     "bind": "vfio_user.binding",
     "borrow": "vfio_user.handover",
     "bound": "vfio_user.binding",
     "container_of": "vfio_user.device",
+    "create_vfs": "vfio_user.binding",
     "explain": "vfio_user.doctor",
     "hot_reset": "vfio_user.pci",
     "inspect": "vfio_user.inventory",

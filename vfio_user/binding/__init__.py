@@ -6,6 +6,7 @@ from vfio_user.binding.journal import Journal
 from vfio_user.binding.moves import Fate
 from vfio_user.binding.record import Record
 from vfio_user.binding.restoring import Restored, records, restore
+from vfio_user.binding.sriov import VirtualFunctions, create_vfs
 from vfio_user.binding.state import BindState, NodeState
 from vfio_user.binding.transaction import Binding
 from vfio_user.binding.uses import Use, UseKind, openers, uses
@@ -21,8 +22,10 @@ __all__ = [
     "Restored",
     "Use",
     "UseKind",
+    "VirtualFunctions",
     "bind",
     "bound",
+    "create_vfs",
     "openers",
     "records",
     "restore",

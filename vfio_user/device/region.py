@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vfio_user._mmio import Mmio, Program
 from vfio_user.device.dma_buf import export
 from vfio_user.device.info import RegionInfo
+from vfio_user.device.ioeventfd import IoEventFd
 from vfio_user.device.p2p import PeerMapping, map_region
 from vfio_user.device.registers import FileRegisters, Registers
 from vfio_user.errors import ArgumentError, BoundsError, UnsupportedError
@@ -101,6 +102,24 @@ class Region:
             raise UnsupportedError(f"{self.name} can't be written")
         with self.vdev.user():
             self.vdev.ops.write(self.vdev, self.info.file_offset + offset, data)
+
+    def ioeventfd(self, offset: int, value: int, *, width: int = 4) -> IoEventFd:
+        """Make an eventfd that has the kernel write ``value`` to a register: ``VFIO_DEVICE_IOEVENTFD``.
+
+        For doorbells that others ring: they need nothing of the device but the eventfd.
+
+        Args:
+            offset: of the register, a multiple of ``width``.
+            value: what is written.
+            width: of the register in bytes: 1, 2, 4 or 8.
+
+        Raises:
+            UnsupportedError: the device's driver has no such thing (ENOTTY).
+            BusyError: there is one for this register and value already.
+            BoundsError, AlignmentError, ArgumentError: the register is outside of the region, or the value of it.
+            VfioIoctlError: EINVAL for what is no BAR, or the MSI-X table; ENOSPC beyond 1000 of them.
+        """
+        return IoEventFd(self, offset, value, width)
 
     # -- mapped
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vfio_user.device.regmap import BoundRegister, Reading, Register, RegisterMap
 from vfio_user.device.regvalue import Access, Field, RegisterValue
 from vfio_user.drivers.base import Driver, DriverBase
+from vfio_user.drivers.release import ReleaseOnRequest
 
 __all__ = [
     "Access",
@@ -16,4 +17,5 @@ __all__ = [
     "Register",
     "RegisterMap",
     "RegisterValue",
+    "ReleaseOnRequest",
 ]

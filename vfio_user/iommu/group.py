@@ -8,6 +8,7 @@ import weakref
 from vfio_user._uapi import ffi, lib
 from vfio_user.errors import NotViableError, UnsupportedError, VfioIoctlError
 from vfio_user.iommu import explain
+from vfio_user.iommu.token import vf_token as parse_token
 from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import ioctl, requests
@@ -114,10 +115,11 @@ class Group:
             vf_token: UUID that the owner of the physical function has set; for virtual functions only.
 
         Raises:
+            ArgumentError: the token is not a UUID.
             UnsupportedError: no such device in this group, or it is not bound to a VFIO driver (ENODEV).
             VfioIoctlError: EACCES for a missing or wrong VF token; EBUSY when the device is open through its cdev.
         """
-        text = f"{name} vf_token={vf_token}" if vf_token else name
+        text = name if vf_token is None else f"{name} vf_token={parse_token(vf_token)}"
         argument = ffi.new("char[]", text.encode())
         try:
             fd = ioctl(self.fd.fileno(), requests.VFIO_GROUP_GET_DEVICE_FD, argument, device=name)

@@ -199,6 +199,12 @@ class PciFunction(SysfsDevice):
         return (self.path / "physfn").exists()
 
     @property
+    def total_vfs(self) -> int:
+        """How many virtual functions it can have; 0 when it is no physical function (SR-IOV)."""
+        text = self.text("sriov_totalvfs")
+        return read_number(text, 10, self.path / "sriov_totalvfs") if text else 0
+
+    @property
     def on_root_bus(self) -> bool:
         """Tell whether it sits on a root bus, where no bridge is above that could reset it."""
         return _ROOT_BUS.fullmatch(os.path.basename(os.path.dirname(os.path.realpath(self.path)))) is not None

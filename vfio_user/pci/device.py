@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -22,12 +23,14 @@ from vfio_user.device.region import Region
 from vfio_user.device.reset import LOCK_TIMEOUT, ResetListener
 from vfio_user.errors import BoundsError, MemoryDisabledError, NotRestoredError, ResetFailedError, UnsupportedError
 from vfio_user.iommu import AddressSpace, DmaBuffer
+from vfio_user.iommu.token import vf_token
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE, Backing
 from vfio_user.kernel.sysfs import PciFunction
-from vfio_user.kernel.uapi import DeviceFlags
+from vfio_user.kernel.uapi import AtomicCompletion, DeviceFeature, DeviceFlags
 from vfio_user.memory import ZapReason
 from vfio_user.pci import hot_reset_info
+from vfio_user.pci.capabilities import Zpci, read_atomics, read_zpci
 from vfio_user.pci.config import Command, ConfigSpace
 from vfio_user.pci.devset import set_of
 from vfio_user.pci.events import device_events
@@ -209,6 +212,16 @@ class PciDevice:
         """The legacy VGA ranges; `None` when the kernel does not offer them."""
         return self._optional_region(lib.VFIO_PCI_VGA_REGION_INDEX)
 
+    @property
+    def atomics(self) -> AtomicCompletion:
+        """Widths of PCIe atomic operations that the root port above it completes (``PCI_ATOMIC_COMP``)."""
+        return read_atomics(self.vdev.info.capabilities)
+
+    @property
+    def zpci(self) -> Zpci | None:
+        """What an s390 tells of it (``ZPCI_*``); `None` on other machines."""
+        return read_zpci(self.vdev.info.capabilities)
+
     def bar(self, number: int) -> Region:
         """Give a BAR.
 
@@ -232,6 +245,21 @@ class PciDevice:
             self.config.set_command(enable=Command.MASTER)
         else:
             self.config.set_command(disable=Command.MASTER)
+
+    def set_vf_token(self, token: str | uuid.UUID) -> None:
+        """Set what users of the virtual functions must know, for a physical function: ``PCI_VF_TOKEN``.
+
+        Whoever opens one from now on passes it as ``open(address, vf_token=token)``; those that are open stay open. The
+        token outlives this opening: until the next one is set, it lets those in who know it.
+
+        Args:
+            token: a UUID, such as ``uuid.uuid4()``; a secret.
+
+        Raises:
+            ArgumentError: it is not a UUID.
+            UnsupportedError: the device is no physical function (ENOTTY).
+        """
+        self.vdev.features.set(DeviceFeature.PCI_VF_TOKEN, payload=vf_token(token).bytes)
 
     def dma_alloc(
         self, size: int, *, iova_limit: int | None = None, backing: Backing | str = Backing.ANONYMOUS

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import uuid
 from typing import TYPE_CHECKING
 
 from vfio_user._uapi import ffi, lib
-from vfio_user.errors import ArgumentError, NotViableError, UnsupportedError, VfioIoctlError
+from vfio_user.errors import NotViableError, UnsupportedError, VfioIoctlError
 from vfio_user.iommu import explain
 from vfio_user.iommu.iommufd.command import address
 from vfio_user.iommu.iommufd.object import IommufdObject
+from vfio_user.iommu.token import vf_token as parse_token
 from vfio_user.kernel import sysfs
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import Request, ioctl, requests
@@ -101,7 +101,7 @@ def bind(node: VfioNode, iommufd: Iommufd, *, vf_token: str | None = None) -> Bo
         NotViableError: another device of its group is bound to a driver of the kernel.
         VfioOSError: a system call failed; the message says what to do.
     """
-    token = _token(vf_token)
+    token = None if vf_token is None else ffi.new("uint8_t[16]", parse_token(vf_token).bytes)
     path = node.cdev
     if path is None:
         raise UnsupportedError(explain.no_cdev(node))
@@ -125,15 +125,6 @@ def bind(node: VfioNode, iommufd: Iommufd, *, vf_token: str | None = None) -> Bo
 
 def _argument(ctype: str, **fields: int) -> CData:
     return ffi.new(f"{ctype} *", {"argsz": ffi.sizeof(ctype), **fields})
-
-
-def _token(text: str | None) -> CData | None:
-    if text is None:
-        return None
-    try:
-        return ffi.new("uint8_t[16]", uuid.UUID(text).bytes)
-    except ValueError:
-        raise ArgumentError(f"VF token {text!r} is not a UUID") from None
 
 
 def _explained(error: VfioIoctlError, node: VfioNode, vf_token: str | None) -> Exception:

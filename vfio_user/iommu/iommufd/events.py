@@ -94,8 +94,7 @@ class PageFault:
 class FaultQueue(_EventQueue):
     """I/O page faults of the page tables that were made with this queue.
 
-    Not exercised on a device: no emulated device has ATS and PRI. It is tested against the kernel's mock IOMMU where a
-    guest has one.
+    Not exercised beyond waiting and answering in vain: no emulated device has ATS and PRI, which page faults need.
     """
 
     def read(self, timeout: float) -> list[PageFault]:
@@ -159,8 +158,7 @@ class Vevent:
 class VeventQueue(_EventQueue):
     """Events of a virtual IOMMU.
 
-    Not exercised on hardware: none is emulated here. It is tested against the kernel's mock IOMMU where a guest has
-    one.
+    Not exercised on hardware: none is emulated that has virtual IOMMUs.
     """
 
     def __init__(self, iommufd: Iommufd, number: int, fd: OwnedFd, record_size: int) -> None:

@@ -146,8 +146,8 @@ class NestedHwpt(IommufdObject):
 class Hwpt(IommufdObject):
     """Page tables of an address space that the kernel manages; devices are attached to them as to the address space.
 
-    Not exercised for want of an emulated IOMMU that has it: dirty tracking and nesting on real tables. The calls are
-    tested against the kernel's mock IOMMU where a guest has one.
+    Not exercised for want of an emulated IOMMU that has it: dirty tracking and nesting. Where the IOMMU lacks them
+    `Ioas.alloc_hwpt` says so (EOPNOTSUPP, as `UnsupportedError`).
     """
 
     def set_dirty_tracking(self, enable: bool) -> None:

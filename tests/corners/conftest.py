@@ -1,0 +1,15 @@
+"""Corners, in a guest of their own: virtual functions, reported errors, limits of mappings.
+
+``vfio-user guest --kernel feature --device nvme,vfs=4,size=64M
+--device edu,dma_mask=0xffffffffffffffff --device virtio-net,aer=on``
+"""
+
+from __future__ import annotations
+
+from tests.guest.conftest import pytest_generate_tests
+from vfio_user.testing import in_guest
+
+__all__ = ["pytest_generate_tests"]
+
+if not in_guest():
+    collect_ignore_glob = ["test_*.py"]
