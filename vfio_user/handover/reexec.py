@@ -135,13 +135,13 @@ def resume(fd: int, *, ops: DeviceOps = PCI_OPS) -> Resumed:
         VfioIoctlError: ENOMEM when the memory is beyond this process's limit.
         UnsupportedError: iommufd can't (before 6.14).
     """
-    fields = _read(fd)
-    rows = [_row(each) for each in fields["buffers"]]
-    files = [_owned(number) for number in fields["files"]]
+    fields, owned = _read(fd)
     with ExitStack() as stack:
-        for row in rows:
-            stack.callback(row.fd.close)
-        devices = stack.enter_context(unpack(fields["parcel"], files).open(ops))
+        for each in owned.values():
+            stack.callback(each.close)
+        rows = [_row(each, owned) for each in fields["buffers"]]
+        files = [owned[number] for number in fields["files"]]
+        devices = stack.enter_context(unpack(fields.get("parcel", {}), files).open(ops))
         space = devices.address_space
         if rows and space.backend.maps_files:
             Iommufd(space.backend.files.control).change_process()
@@ -190,7 +190,7 @@ def _describe(name: str, buffer: DmaBuffer) -> dict[str, object]:
     return {"name": name, "iova": buffer.iova, "size": size, "backing": backing, "fd": buffer.fileno()}
 
 
-def _read(fd: int) -> dict[str, Any]:
+def _read(fd: int) -> tuple[dict[str, Any], dict[int, OwnedFd]]:
     """Read what `carry` has written, make all its files this program's own, and close it."""
     with OwnedFd(fd, "what is carried over") as note:
         try:
@@ -202,15 +202,11 @@ def _read(fd: int) -> dict[str, Any]:
                 raise ValueError("a file is named twice")
         except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
             raise MalformedReplyError(f"file {fd} does not say what was carried over: {error!r}") from error
-    return dict(fields)
+    return fields, {number: OwnedFd(number, "a file that was carried over") for number in numbers}
 
 
-def _row(fields: Mapping[str, Any]) -> _Row:
+def _row(fields: Mapping[str, Any], owned: Mapping[int, OwnedFd]) -> _Row:
     try:
-        return _Row(fields["name"], fields["iova"], fields["size"], Backing(fields["backing"]), _owned(fields["fd"]))
+        return _Row(fields["name"], fields["iova"], fields["size"], Backing(fields["backing"]), owned[fields["fd"]])
     except (ValueError, KeyError) as error:
         raise MalformedReplyError(f"a buffer that was carried over makes no sense: {error!r}") from error
-
-
-def _owned(number: int) -> OwnedFd:
-    return OwnedFd(number, "a file that was carried over")
