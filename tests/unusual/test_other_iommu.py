@@ -1,4 +1,4 @@
-"""In guests with another IOMMU than Intel's (``--iommu amd``, ``virtio``) and with VGA: the same verbs, VGA's ranges."""
+"""In guests with another IOMMU than Intel's (``--iommu amd``, ``virtio``) and VGA: the same verbs, VGA's ranges."""
 
 from __future__ import annotations
 
