@@ -56,13 +56,14 @@ ELSEWHERE = tuple(f"--ignore={test}" for test in NETWORK_TESTS)
 #: Binding is sysfs and a journal, slow to show and the same everywhere: one kernel shows it, one that has file systems
 #: and network drivers to be in use.
 WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py", *ELSEWHERE)
-#: What is shown over iommufd and its stand-ins for containers too; peer-to-peer mappings would need dma-bufs there.
+#: What is shown over iommufd and its stand-ins for containers too.
 EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
         *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
-        *("ioeventfd", "reexec", "unprivileged"),
+        *("ioeventfd", "reexec", "unprivileged", "regions", "unmap", "p2p"),
+        *("reset", "reset_dev_ids", "reset_trouble"),
     )
 )
 

@@ -42,9 +42,12 @@ def kernel_modes() -> list[str]:
 
 
 MODES = kernel_modes() if in_guest() else []
+#: Those among them that differ in how they prove what may be reset, and in how they map device memory.
+RESET_MODES = [mode for mode in MODES if mode in ("type1v2", "compat-type1v2", "iommufd")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `iommu_mode` once for each mode of the kernel."""
-    if "iommu_mode" in metafunc.fixturenames:
-        metafunc.parametrize("iommu_mode", MODES)
+    """Run a test that takes `iommu_mode` once for each mode of the kernel, one that takes `reset_mode` for some."""
+    for name, modes in (("iommu_mode", MODES), ("reset_mode", RESET_MODES)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, modes)

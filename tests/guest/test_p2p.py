@@ -27,8 +27,8 @@ LIMIT = Edu.IOVA_LIMIT
 
 
 @pytest.fixture
-def edu(vfio_device: Find, iommu_mode: str) -> Iterator[Edu]:
-    with nothing_left(), vfio_user.open(vfio_device("edu").address, mode=iommu_mode) as pci, Edu(pci) as driver:
+def edu(vfio_device: Find, reset_mode: str) -> Iterator[Edu]:
+    with nothing_left(), vfio_user.open(vfio_device("edu").address, mode=reset_mode) as pci, Edu(pci) as driver:
         yield driver
 
 
@@ -150,9 +150,9 @@ def test_what_does_not_come_back_is_reported_and_can_be_tried_again(
         copy_through(edu, bad, 0, b"back again")
 
 
-def test_mappings_end_with_their_device_and_their_space(vfio_device: Find, iommu_mode: str) -> None:
+def test_mappings_end_with_their_device_and_their_space(vfio_device: Find, reset_mode: str) -> None:
     with nothing_left():
-        space = AddressSpace(iommu_mode)
+        space = AddressSpace(reset_mode)
         edu = vfio_user.open(vfio_device("edu").address, address_space=space)
         with vfio_user.open(vfio_device("ivshmem").address, address_space=space) as memory:
             mapping = memory.bar(2).map_for(space)

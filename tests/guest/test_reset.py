@@ -32,8 +32,8 @@ def how(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def pci(vfio_device: Find, iommu_mode: str) -> Iterator[PciDevice]:
-    with nothing_left(), vfio_user.open(vfio_device("edu").address, mode=iommu_mode) as pci:
+def pci(vfio_device: Find, reset_mode: str) -> Iterator[PciDevice]:
+    with nothing_left(), vfio_user.open(vfio_device("edu").address, mode=reset_mode) as pci:
         yield pci
 
 
@@ -147,10 +147,10 @@ def test_err_and_req_stay_armed(vfio_device: Find, how: str) -> None:
         assert req.wait(1.0) == 1
 
 
-def test_driver_is_told_and_dma_works(vfio_device: Find, iommu_mode: str, how: str) -> None:
+def test_driver_is_told_and_dma_works(vfio_device: Find, reset_mode: str, how: str) -> None:
     with (
         nothing_left(),
-        vfio_user.open(vfio_device("edu").address, mode=iommu_mode) as pci,
+        vfio_user.open(vfio_device("edu").address, mode=reset_mode) as pci,
         Edu(pci) as edu,
         edu.alloc() as buffer,
     ):
