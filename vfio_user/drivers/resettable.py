@@ -6,10 +6,11 @@ import abc
 import contextlib
 import enum
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from vfio_user.drivers.base import Driver
-from vfio_user.errors import ArgumentError, VfioError
+from vfio_user.errors import ArgumentError, VfioError, ZappedError
 
 if TYPE_CHECKING:
     from vfio_user.pci.device import PciDevice
@@ -150,6 +151,16 @@ class ResettableDriver(Driver, abc.ABC):
     def _require_running(self) -> None:
         if self._state is not DriverState.RUNNING:
             raise self._not_running(f"{self.name} is {self._state.value}; {_ADVICE[self._state]}")
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Use registers without the lock: what a reset in between takes away is told as that."""
+        self._require_running()
+        try:
+            yield
+        except ZappedError:
+            self._require_running()
+            raise
 
     def _run(self) -> None:
         self.pci.set_master(True)

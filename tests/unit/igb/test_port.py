@@ -12,7 +12,7 @@ from vfio_user import DmaSlice, Iova, PciDevice
 from vfio_user.drivers.ethernet import FrameSizeError, LinkDownError
 from vfio_user.drivers.igb import Igb, IgbCopyEngine, IgbDeadlineError, IgbNotRunningError, regs
 from vfio_user.drivers.resettable import DriverState
-from vfio_user.errors import ArgumentError, BoundsError, DeviceGoneError
+from vfio_user.errors import ArgumentError, BoundsError, DeviceGoneError, ZappedError
 
 
 class Memory(DmaSlice):
@@ -128,6 +128,27 @@ def test_reset_of_a_device_that_does_not_answer(fake: FakePci, pci: PciDevice) -
         fake.bar0.values[regs.STATUS] = regs.Status.LINK_UP
         port.reset()
         assert port.state.value == "running"
+
+
+def test_reset_between_two_looks_is_told_as_that(
+    fake: FakePci, pci: PciDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Igb(pci, interrupts=False) as port:
+
+        def zapped(offset: int) -> int:
+            raise ZappedError("zapped by a reset")
+
+        monkeypatch.setattr(fake.bar0, "read32", zapped)
+        with pytest.raises(ZappedError, match="zapped by a reset"):
+            port.link_up  # noqa: B018
+
+        def meanwhile(offset: int) -> int:
+            port._state = DriverState.RESETTING
+            return zapped(offset)
+
+        monkeypatch.setattr(fake.bar0, "read32", meanwhile)
+        with pytest.raises(IgbNotRunningError, match="is resetting"):
+            port.link_up  # noqa: B018
 
 
 def test_sending_is_refused(fake: FakePci, pci: PciDevice) -> None:

@@ -10,7 +10,7 @@ from tests.unit.fake_device import CONFIG, MSIX, FakeDevice
 from tests.unit.virtio.model import Chain, DeviceQueue
 from vfio_user import PciDevice
 
-__all__ = ["COMMON", "CONFIGURATION", "NOTIFY", "STATUS", "FakeDisk", "capability", "finish"]
+__all__ = ["COMMON", "CONFIGURATION", "NOTIFY", "QUEUE_SIZE", "STATUS", "FakeDisk", "Space", "capability", "finish"]
 
 BAR = 4
 COMMON, CONFIGURATION, NOTIFY = 0x0000, 0x2000, 0x3000
@@ -42,8 +42,8 @@ def capability(following: int, kind: int, bar: int, offset: int, size: int, extr
 class FakeDisk:
     """The device: its PCI side for the fake kernel, and what it does with its queue."""
 
-    def __init__(self, capacity: int = 1000) -> None:
-        self.fake = FakeDevice(ids=(0x1AF4, 0x1042, 0x010000), bars={BAR: 0x4000})
+    def __init__(self, capacity: int = 1000, ids: tuple[int, int, int] = (0x1AF4, 0x1042, 0x010000)) -> None:
+        self.fake = FakeDevice(ids=ids, bars={BAR: 0x4000})
         self.set_capabilities(
             capability(0x50, 1, BAR, COMMON, 0x38),
             capability(0x70, 2, BAR, NOTIFY, 0x1000, struct.pack("<I", 4)),

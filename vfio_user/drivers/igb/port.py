@@ -184,8 +184,8 @@ class Igb(IgbAdapter):
     @property
     def link_up(self) -> bool:
         """Tell whether the link is up; reads a register."""
-        self._require_running()
-        return self.registers.link_up()
+        with self._running():
+            return self.registers.link_up()
 
     def wait_link(self, timeout: float = 10.0) -> None:
         """Wait until the link is up; negotiating one takes seconds.
@@ -203,12 +203,13 @@ class Igb(IgbAdapter):
                 continue
             with contextlib.suppress(DeadlineError):
                 self._link_vector.wait(min(left, LOOK_EVERY))
-            self.registers.acknowledge()
+            with self._running():
+                self.registers.acknowledge()
 
     def statistics(self) -> PortStatistics:
         """Read what was counted since the port was started."""
-        self._require_running()
-        self._count()
+        with self._running():
+            self._count()
         return PortStatistics(
             **self._counters,
             reported_sent=sum(pair.num_sent for pair in self.queues),

@@ -62,6 +62,8 @@ class VirtioNet(VirtioDevice):
     """Frames that the device has taken."""
     num_aborted: int
     """Frames that were in flight at a reset; they may or may not have been sent."""
+    num_bad: int
+    """Buffers that came back with less than a frame has; they were dropped."""
 
     # -- frames
 
@@ -145,10 +147,8 @@ class VirtioNet(VirtioDevice):
     @property
     def link_up(self) -> bool:
         """Tell whether the link is up; a device that can't tell always has one."""
-        self._require_running()
-        if not self.features & NetFeature.STATUS:
-            return True
-        return bool(self.transport.read_config(6, 2) & _LINK_UP)
+        with self._running():
+            return not self.features & NetFeature.STATUS or bool(self.transport.read_config(6, 2) & _LINK_UP)
 
     def wait_link(self, timeout: float = 10.0) -> None:
         """Wait until the link is up.
@@ -181,7 +181,7 @@ class VirtioNet(VirtioDevice):
         self.mac = bytes(read(n, 1) if has_mac else 0 for n in range(6))
         mtu = read(10, 2) if self.features & NetFeature.MTU else 1500
         self.max_frame = HEADER_SIZE + _VLAN_TAG + mtu
-        self.num_sent = self.num_aborted = 0
+        self.num_sent = self.num_aborted = self.num_bad = 0
         self._rx = self._add_queue(stack, vectors[0], self._arrived, self._lost, name="receive")
         self._tx = self._add_queue(stack, vectors[1], self._sent, self._aborted, name="transmit", table_entries=2)
         size = self._size = round_up(_VIRTIO_HEADER + self.max_frame, 64)
@@ -242,10 +242,12 @@ class VirtioNet(VirtioDevice):
         with self._rx.lock:
             while self._came and len(frames) < limit:
                 slot, size = self._came.popleft()
-                frames.append(bytes(self._rx_buffers[slot].view[_VIRTIO_HEADER:size]))
+                if size < _VIRTIO_HEADER + HEADER_SIZE:
+                    self.num_bad += 1
+                else:
+                    frames.append(bytes(self._rx_buffers[slot].view[_VIRTIO_HEADER:size]))
                 self._offer(slot)
-            if frames:
-                self._rx.kick()
+            self._rx.kick()
         return frames
 
     def _offer(self, slot: int) -> None:
