@@ -10,7 +10,14 @@ from vfio_user.errors import ArgumentError
 __all__ = ["driver_for", "load_driver"]
 
 #: Where they are; asked in this order.
-_KNOWN = ("vfio_user.drivers.edu:Edu", "vfio_user.drivers.nvme:NvmeController")
+_KNOWN = (
+    "vfio_user.drivers.edu:Edu",
+    "vfio_user.drivers.nvme:NvmeController",
+    "vfio_user.drivers.igb:Igb",
+    "vfio_user.drivers.virtio:VirtioBlk",
+    "vfio_user.drivers.virtio:VirtioNet",
+    "vfio_user.drivers.virtio:VirtioRng",
+)
 
 
 def driver_for(vendor: int, device: int, class_code: int) -> type[Driver] | None:

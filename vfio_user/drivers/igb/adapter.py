@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vfio_user.addresses import PciId
 from vfio_user.drivers.igb.control import IgbRegisters
 from vfio_user.drivers.igb.errors import IgbNotRunningError
+from vfio_user.drivers.igb.registers import IgbRegisterMap
 from vfio_user.drivers.resettable import ResettableDriver
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class IgbAdapter(ResettableDriver):
     """
 
     match = (PciId(0x8086, 0x10C9),)
+    register_maps = (IgbRegisterMap,)
     _not_running = IgbNotRunningError
 
     registers: IgbRegisters

@@ -1,11 +1,13 @@
-"""Registers of the 82576 in BAR 0, and their bits (Intel 82576 GbE Controller Datasheet, chapter 8).
+"""Bits of the 82576's registers (Intel 82576 GbE Controller Datasheet, chapter 8); registers.py declares the registers.
 
-Everything here is pure. Registers have 32 bits. Those of queue n are found by functions, for n from 0 to 15.
+Everything here is pure. Registers of queue n are found by `RxQueue` and `TxQueue`, for n from 0 to 15.
 """
 
 from __future__ import annotations
 
 import enum
+
+from vfio_user.drivers.igb.registers import IgbRegisterMap
 
 __all__ = [
     "ALL_ONES",
@@ -54,60 +56,34 @@ __all__ = [
 ALL_ONES = 0xFFFF_FFFF
 """What a register reads as when nothing answers on the bus."""
 
-CTRL = 0x0000
-"""Device Control (8.2.1)."""
-STATUS = 0x0008
-"""Device Status (8.2.2)."""
-EERD = 0x0014
-"""EEPROM Read."""
-CTRL_EXT = 0x0018
-"""Extended Device Control."""
-MDIC = 0x0020
-"""MDI Control: registers of the PHY."""
-RCTL = 0x0100
-"""Receive Control (8.10.1)."""
-TCTL = 0x0400
-"""Transmit Control."""
-ICR = 0x1500
-"""Interrupt Cause; reading clears it."""
-IMS = 0x1508
-"""Interrupt Mask Set."""
-IMC = 0x150C
-"""Interrupt Mask Clear."""
-GPIE = 0x1514
-"""General Purpose Interrupt Enable (7.3.2.11)."""
-EICS = 0x1520
-"""Extended Interrupt Cause Set: vectors, one bit each, raised by software."""
-EIMS = 0x1524
-"""Extended Interrupt Mask Set."""
-EIMC = 0x1528
-"""Extended Interrupt Mask Clear."""
-EIAC = 0x152C
-"""Extended Interrupt Auto Clear: vectors whose cause goes away when they are sent (8.8.5)."""
-EIAM = 0x1530
-"""Extended Interrupt Auto Mask (8.8.6)."""
-EICR = 0x1580
-"""Extended Interrupt Cause."""
-IVAR = 0x1700
-"""Interrupt Vector Allocation: of RX queue n in byte 0, of TX queue n in byte 1 of entry n, for n below 8 (8.8.13)."""
-IVAR_MISC = 0x1740
-"""The vector of all other causes, in byte 1."""
-RLPML = 0x5004
-"""Receive Long Packet Maximum Length, checksum included."""
-RAL = 0x5400
-"""Receive Address, low four bytes."""
-RAH = 0x5404
-"""Receive Address, high two bytes."""
-RXCSUM = 0x5000
-"""Receive Checksum Control."""
-MRQC = 0x5818
-"""Multiple Receive Queues Command."""
-RETA = 0x5C00
-"""Redirection Table: 128 bytes, a queue each."""
-RSS_KEY = 0x5C80
-"""The key of receive-side scaling, 40 bytes."""
-GCR = 0x5B00
-"""PCIe Control (8.6.1)."""
+# Offsets, by the names that the sequences use; what they are says the map.
+CTRL = IgbRegisterMap.ctrl.offset
+STATUS = IgbRegisterMap.status.offset
+EERD = IgbRegisterMap.eerd.offset
+CTRL_EXT = IgbRegisterMap.ctrl_ext.offset
+MDIC = IgbRegisterMap.mdic.offset
+RCTL = IgbRegisterMap.rctl.offset
+TCTL = IgbRegisterMap.tctl.offset
+ICR = IgbRegisterMap.icr.offset
+IMS = IgbRegisterMap.ims.offset
+IMC = IgbRegisterMap.imc.offset
+GPIE = IgbRegisterMap.gpie.offset
+EICS = IgbRegisterMap.eics.offset
+EIMS = IgbRegisterMap.eims.offset
+EIMC = IgbRegisterMap.eimc.offset
+EIAC = IgbRegisterMap.eiac.offset
+EIAM = IgbRegisterMap.eiam.offset
+EICR = IgbRegisterMap.eicr.offset
+IVAR = IgbRegisterMap.ivar0.offset
+IVAR_MISC = IgbRegisterMap.ivar_misc.offset
+RLPML = IgbRegisterMap.rlpml.offset
+RAL = IgbRegisterMap.ral0.offset
+RAH = IgbRegisterMap.rah0.offset
+RXCSUM = IgbRegisterMap.rxcsum.offset
+MRQC = IgbRegisterMap.mrqc.offset
+RETA = IgbRegisterMap.reta0.offset
+RSS_KEY = IgbRegisterMap.rssrk0.offset
+GCR = IgbRegisterMap.gcr.offset
 
 QUEUE_ENABLE = 1 << 25
 """RXDCTL.ENABLE and TXDCTL.ENABLE (8.10.10, 8.12.13)."""
@@ -123,8 +99,6 @@ GCR_RESEND = 1 << 16
 """GCR.Completion_Timeout_Resend: a read that is not answered is tried for ever."""
 CTRL_EXT_DRIVER_LOADED = 1 << 28
 """CTRL_EXT.DRV_LOAD: tells firmware that a driver has it."""
-RAH_VALID = 1 << 31
-"""RAH.AV."""
 SRRCTL_ONE_BUFFER = 1 << 25
 """SRRCTL.DESCTYPE: advanced descriptors with one buffer (8.10.2)."""
 
@@ -206,42 +180,45 @@ class BasicControl(enum.IntFlag):
     LOOPBACK = 1 << 14
 
 
+_NEXT_QUEUE = 0x40
+
+
 class RxQueue:
     """Offsets of a receive queue's registers."""
 
     def __init__(self, number: int) -> None:
-        base = 0xC000 + 0x40 * number
-        self.base_low = base
-        self.base_high = base + 0x04
-        self.length = base + 0x08
-        self.split = base + 0x0C
-        self.head = base + 0x10
-        self.tail = base + 0x18
-        self.control = base + 0x28
+        step = _NEXT_QUEUE * number
+        self.base_low = IgbRegisterMap.rdbal0.offset + step
+        self.base_high = IgbRegisterMap.rdbah0.offset + step
+        self.length = IgbRegisterMap.rdlen0.offset + step
+        self.split = IgbRegisterMap.srrctl0.offset + step
+        self.head = IgbRegisterMap.rdh0.offset + step
+        self.tail = IgbRegisterMap.rdt0.offset + step
+        self.control = IgbRegisterMap.rxdctl0.offset + step
 
 
 class TxQueue:
     """Offsets of a transmit queue's registers."""
 
     def __init__(self, number: int) -> None:
-        base = 0xE000 + 0x40 * number
-        self.base_low = base
-        self.base_high = base + 0x04
-        self.length = base + 0x08
-        self.head = base + 0x10
-        self.tail = base + 0x18
-        self.control = base + 0x28
+        step = _NEXT_QUEUE * number
+        self.base_low = IgbRegisterMap.tdbal0.offset + step
+        self.base_high = IgbRegisterMap.tdbah0.offset + step
+        self.length = IgbRegisterMap.tdlen0.offset + step
+        self.head = IgbRegisterMap.tdh0.offset + step
+        self.tail = IgbRegisterMap.tdt0.offset + step
+        self.control = IgbRegisterMap.txdctl0.offset + step
 
 
 STATISTICS: dict[str, tuple[int, int]] = {
-    "crc_errors": (0x4000, 4),
-    "missed": (0x4010, 4),
-    "rx_frames": (0x4074, 4),
-    "tx_frames": (0x4080, 4),
-    "rx_bytes": (0x4088, 8),
-    "tx_bytes": (0x4090, 8),
-    "no_buffers": (0x40A0, 4),
-    "undersized": (0x40A4, 4),
-    "oversized": (0x40AC, 4),
+    "crc_errors": (IgbRegisterMap.crcerrs.offset, 4),
+    "missed": (IgbRegisterMap.mpc.offset, 4),
+    "rx_frames": (IgbRegisterMap.gprc.offset, 4),
+    "tx_frames": (IgbRegisterMap.gptc.offset, 4),
+    "rx_bytes": (IgbRegisterMap.gorcl.offset, 8),
+    "tx_bytes": (IgbRegisterMap.gotcl.offset, 8),
+    "no_buffers": (IgbRegisterMap.rnbc.offset, 4),
+    "undersized": (IgbRegisterMap.ruc.offset, 4),
+    "oversized": (IgbRegisterMap.roc.offset, 4),
 }
-"""Offset and bytes of counters that reading clears; 8 bytes are two registers, and the high one clears both."""
+"""Offset and bytes of counters that reading clears; 8 bytes are two registers."""
