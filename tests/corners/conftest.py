@@ -1,6 +1,6 @@
-"""Corners, in a guest of their own: virtual functions, reported errors, limits of mappings.
+"""Corners, in a guest of their own: virtual functions, reported errors, pages of 1 GiB.
 
-``vfio-user guest --kernel feature --device nvme,vfs=4,size=64M
+``vfio-user guest --kernel feature --memory 4G --append "hugepagesz=1G hugepages=1" --device nvme,vfs=4,size=64M
 --device edu,dma_mask=0xffffffffffffffff --device virtio-net,aer=on``
 """
 

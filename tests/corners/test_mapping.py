@@ -1,4 +1,4 @@
-"""Mappings at their limits: pages of 4 KiB and 2 MiB and what becomes of them, first and last IOVAs, device memory."""
+"""Mappings at their limits: pages of 4 KiB to 1 GiB and what becomes of them, first and last IOVAs, device memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vfio_user.kernel.mman import address_of
 from vfio_user.testing import GuestDevice
 
 Find = Callable[[str], GuestDevice]
-PAGE, HUGE = 1 << 12, 2 << 20
+PAGE, HUGE, GIANT = 1 << 12, 2 << 20, 1 << 30
 MAP_FIXED = 0x10
 TABLES = Path("/sys/kernel/debug/iommu/intel")
 CONTAINERS = (IommuMode.TYPE1, IommuMode.TYPE1V2)
@@ -57,9 +57,9 @@ def levels(entries: tuple[int, ...] | None) -> int:
 # -- sizes of pages
 
 
-@pytest.mark.parametrize("size", [PAGE, HUGE], ids=["4k", "2m"])
+@pytest.mark.parametrize("size", [PAGE, HUGE, GIANT], ids=["4k", "2m", "1g"])
 def test_pages_of_memory_are_pages_of_the_iommu(edu: Edu, space: AddressSpace, size: int) -> None:
-    backing = {PAGE: "anonymous", HUGE: "huge2m"}[size]
+    backing = {PAGE: "anonymous", HUGE: "huge2m", GIANT: "huge1g"}[size]
     pool = Path("/proc/sys/vm/nr_hugepages")
     pool.write_text("2")
     try:
@@ -72,7 +72,7 @@ def test_pages_of_memory_are_pages_of_the_iommu(edu: Edu, space: AddressSpace, s
             if not TABLES.exists():  # CONFIG_INTEL_IOMMU_DEBUGFS: the DMA above shows that it is mapped, not how
                 return
             # Page tables of type1 (version 1) and of the stand-in for it are made of the smallest pages on purpose.
-            fewer = {PAGE: 0, HUGE: 1}[size]
+            fewer = {PAGE: 0, HUGE: 1, GIANT: 2}[size]
             if space.mode in (IommuMode.TYPE1, IommuMode.COMPAT_TYPE1):
                 fewer = 0
             assert levels(table_entry(edu, buffer.iova)) == levels(table_entry(edu, small.iova)) - fewer
