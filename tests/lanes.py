@@ -142,14 +142,6 @@ LANES = (
         )
         for name in ("amd", "virtio")
     ),
-    *(
-        Lane(
-            name,
-            ("tests/unusual/test_other_iommu.py",),
-            Guest(kernel="feature", iommu=name, devices=("edu", "nvme,size=64M", "VGA")),
-        )
-        for name in ("amd", "virtio")
-    ),
     Lane("demo", command=("demo",)),
 )
 
