@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from tests.fuzz.hostile import Bytes, hostile_kernel
+from vfio_user._mmio import Window
 from vfio_user._uapi import ffi
 from vfio_user.addresses import IovaRange, PciAddress
 from vfio_user.binding import record
-from vfio_user.device import info
+from vfio_user.device import CORE_OPS, VfioDevice, info
 from vfio_user.errors import IovaError, VfioError
 from vfio_user.handover import unpack
-from vfio_user.iommu import IommuMode
+from vfio_user.iommu import AddressSpace, IommuMode
 from vfio_user.iommu.bitmap import DirtyBitmap
 from vfio_user.iommu.container import Container
 from vfio_user.iommu.iommufd import FaultQueue, Ioas, Iommufd, VeventQueue
@@ -48,6 +50,7 @@ FEATURES = (
     "struct vfio_device_feature_dma_logging_control",
 )
 ADDRESS = "0000:01:00.0"
+Window(4096).close()  # what the first window of a process sets up stays
 
 
 def run(target: Target, data: bytes) -> bool:
@@ -138,6 +141,26 @@ def features(source: Bytes) -> None:
             for ctype in FEATURES:
                 reply = feature_get(fd.fileno(), feature, ctype)
                 assert len(reply.raw) == ffi.sizeof(ctype)
+
+
+class _NoSpace:
+    """What a device needs of an address space when it is made: nothing."""
+
+    def detach(self) -> None:
+        """Take it as said."""
+
+
+def device(source: Bytes) -> None:
+    """Make a device of what the kernel says of it, and map its regions: they are never touched."""
+    fd = OwnedFd(os.memfd_create("hostile"), "hostile")
+    with hostile_kernel(source):
+        vdev = VfioDevice("hostile", CORE_OPS, fd, cast("AddressSpace", _NoSpace()))
+        try:
+            assert len(vdev.regions) == vdev.info.num_regions
+            assert all(each is None or each.size > 0 for each in vdev.regions)
+        finally:
+            vdev.close()
+    assert fd.closed
 
 
 def hot_reset(source: Bytes) -> None:
@@ -235,6 +258,7 @@ TARGETS: dict[str, Target] = {
         address,
         config_space,
         container_info,
+        device,
         device_info,
         dirty_bitmap,
         events,
@@ -290,6 +314,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "config_space": (b"\1\0" + _CONFIG, b"\2\0" + _CONFIG.ljust(256, b"\0") + struct.pack("<2I", 0x14010001, 0)),
     "container_info": (_CONTAINER,),
     "device_info": (_DEVICE,),
+    "device": (_DEVICE + _REGION * 2, _DEVICE.replace(b"\x09", b"\x01") + _REGION),
     "dirty_bitmap": (b"\0\0\x80\0" + b"\xf0\x0f" * 8,),
     "hot_reset": (_SLOT,),
     "hot_reset_bytes": (_SLOT[1:],),
