@@ -61,7 +61,7 @@ EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
-        *("examples", "mdev", "regs", "events", "tracing", "watch", "terminal"),
+        *("display", "examples", "mdev", "migration", "regs", "events", "tracing", "watch", "terminal"),
         *("ioeventfd", "reexec", "unprivileged", "regions", "unmap", "p2p"),
         *("reset", "reset_dev_ids", "reset_trouble"),
     )

@@ -18,6 +18,7 @@ Everything that this package raises on purpose is a `VfioError`::
     ├── BindError                           a device could not be given to a driver, or put back
     ├── LeaseError                          a broker does not lend a device
     ├── JournalError                        the journal of bound devices can't be trusted or read
+    ├── MigrationError                      a device did not take a step of a migration (``state``)
     ├── DeadlineError (TimeoutError)        a wait reached its deadline
     ├── UnsupportedError                    kernel or device lacks a feature; names which
     ├── MalformedReplyError                 the kernel's reply does not follow its own layout
@@ -56,6 +57,7 @@ __all__ = [
     "MalformedReplyError",
     "MemoryDisabledError",
     "MemoryLockBusyError",
+    "MigrationError",
     "NotOwnedError",
     "NotRestoredError",
     "NotViableError",
@@ -157,6 +159,18 @@ class MemoryLockBusyError(BusyError):
     def __init__(self, message: str, holders: Iterable[tuple[int, float]] = ()) -> None:
         super().__init__(message)
         self.holders: tuple[tuple[int, float], ...] = tuple(holders)
+
+
+class MigrationError(VfioError):
+    """Report a step of a migration that failed.
+
+    Attributes:
+        state: name of the migration state that the device is in since; empty when it is not known.
+    """
+
+    def __init__(self, message: str, state: str = "") -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class DeadlineError(VfioError, TimeoutError):

@@ -16,7 +16,7 @@ if not in_guest():
 else:
     collect_ignore = [] if os.path.exists("/dev/iommu") else ["test_iommufd.py", "test_reset_dev_ids.py"]
     if not os.path.exists("/sys/class/mdev_bus/mtty"):  # the kernel's samples of mediated devices
-        collect_ignore += ["test_mdev.py"]
+        collect_ignore += ["test_display.py", "test_mdev.py", "test_migration.py"]
 
 # VFIO_CHECK_EXTENSION, _IO(';', 101): asked plainly, so that a broken library fails tests instead of removing them.
 _CHECK_EXTENSION = 0x3B65

@@ -21,6 +21,7 @@ RUNS = {
     "broker_and_driver.py": (("edu",), "user 65534: register 0 of"),
     "nvme_read_write.py": (("nvme",), "equal"),
     "mtty_loopback.py": ((), "says b'hello, serial line"),
+    "mtty_migrate.py": ((), "says b'not read yet'"),
 }
 #: Those that need the kernel's samples of mediated devices.
 NEED_MDEV = {name for name in RUNS if name.startswith("mtty")} if not os.path.exists("/sys/class/mdev_bus") else set()

@@ -50,6 +50,7 @@ COMMANDS = {
     "watch": "watch",
     "trace": "trace",
     "broker": "broker",
+    "mdev": "mdev",
     "guest": "guest",
     "demo": "demo",
     "completion": "completion",

@@ -11,15 +11,17 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from vfio_user._mmio import Window
+from vfio_user.device.display import Display
 from vfio_user.device.features import DeviceFeatures
 from vfio_user.device.health import DeviceHealth
 from vfio_user.device.info import DeviceInfo
 from vfio_user.device.irq import IrqIndex
 from vfio_user.device.memory import DeviceMemory
+from vfio_user.device.migration import Migration
 from vfio_user.device.ops import DeviceOps
 from vfio_user.device.region import Region
 from vfio_user.device.window import map_regions
-from vfio_user.errors import BoundsError, BusyError, ClosedError, DeadlineError
+from vfio_user.errors import BoundsError, BusyError, ClosedError, DeadlineError, UnsupportedError
 from vfio_user.iommu import AddressSpace
 from vfio_user.iommu.iommufd import BoundDevice
 from vfio_user.kernel import log
@@ -96,13 +98,13 @@ class VfioDevice:
             ops.init(self)
             self.info: DeviceInfo = ops.device_info(self)
             """What the kernel says of it."""
-            infos = [ops.region_info(self, index) for index in range(self.info.num_regions)]
+            infos = [ops.region_info(self, index) for index in ops.region_indexes(self)]
             areas = {each.index: (each, ops.mappable_areas(self, each)) for each in infos}
             window, mapped = map_regions(fd.fileno(), name, areas)
             self.memory = DeviceMemory(window)
-            self.regions: tuple[Region | None, ...] = tuple(
-                Region(self, each, mapped.get(each.index)) if each.size else None for each in infos
-            )
+            regions = {each.index: Region(self, each, mapped.get(each.index)) for each in infos if each.size}
+            last = max((each.index for each in infos), default=-1)
+            self.regions: tuple[Region | None, ...] = tuple(regions.get(index) for index in range(last + 1))
             """Its regions by index; `None` where the device has none."""
             self.irqs: tuple[IrqIndex, ...] = tuple(
                 IrqIndex(self, ops.irq_info(self, index), ops.irq_label(self, index))
@@ -245,6 +247,24 @@ class VfioDevice:
         return DeviceFeatures(self)
 
     @property
+    def display(self) -> Display:
+        """Its display, where it is a virtual one.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        return Display(self)
+
+    @property
+    def migration(self) -> Migration:
+        """Its migration: states, saving, loading.
+
+        Raises:
+            UnsupportedError: it can't be migrated.
+        """
+        return Migration(self)
+
+    @property
     def iommufd(self) -> BoundDevice | None:
         """Its file as one that is bound to an iommufd; `None` when it was opened through its group."""
         return self._fd if isinstance(self._fd, BoundDevice) else None
@@ -260,6 +280,22 @@ class VfioDevice:
             have = ", ".join(str(each.index) for each in self.regions if each is not None) or "none"
             raise BoundsError(f"{self.name} has no region {index}; it has: {have}")
         return region
+
+    def find_region(self, kind: int, subtype: int) -> Region:
+        """Give a device-specific region by what it is.
+
+        Args:
+            kind: one of `RegionType`, or 0x80000000 with a PCI vendor's id.
+            subtype: what the type says that it is.
+
+        Raises:
+            UnsupportedError: the device has none; the message lists those that it has.
+        """
+        typed = {each.info.type: each for each in self.regions if each is not None and each.info.type is not None}
+        if (kind, subtype) not in typed:
+            have = ", ".join(f"{a:#x}/{b:#x}" for a, b in typed) or "none"
+            raise UnsupportedError(f"{self.name} has no region of type {kind:#x}/{subtype:#x}; it has: {have}")
+        return typed[kind, subtype]
 
     def _enter(self) -> int:
         with self._condition:

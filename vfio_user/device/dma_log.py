@@ -1,6 +1,6 @@
 """The device's own log of what it writes to, for devices that keep one: ``DMA_LOGGING_*``.
 
-Not exercised on a device: no emulated device and no sample of the kernel has a log. Source:
+Exercised on the kernel's sample mtty only, which takes the requests and, doing no DMA, never reports a page. Source:
 ``vfio_ioctl_device_feature_logging_start()`` and its siblings in ``drivers/vfio/vfio_main.c``.
 """
 

@@ -41,6 +41,8 @@ class DeviceOps:
     """Name of the table, for messages and ``repr``."""
     device_info: Callable[[VfioDevice], info.DeviceInfo]
     """Ask what the device is: ``VFIO_DEVICE_GET_INFO``."""
+    region_indexes: Callable[[VfioDevice], Sequence[int]]
+    """Say which regions to ask for, ascending; those that ``VFIO_DEVICE_GET_INFO`` counts, and others."""
     region_info: Callable[[VfioDevice, int], info.RegionInfo]
     """Ask for one region by index: ``VFIO_DEVICE_GET_REGION_INFO``."""
     irq_info: Callable[[VfioDevice, int], info.IrqInfo]
@@ -73,6 +75,10 @@ class DeviceOps:
 
 def _device_info(vdev: VfioDevice) -> info.DeviceInfo:
     return info.device_info(vdev.fileno(), vdev.name)
+
+
+def _region_indexes(vdev: VfioDevice) -> Sequence[int]:
+    return range(vdev.info.num_regions)
 
 
 def _region_info(vdev: VfioDevice, index: int) -> info.RegionInfo:
@@ -170,6 +176,7 @@ def _nothing(vdev: VfioDevice) -> None:
 CORE_OPS = DeviceOps(
     name="vfio",
     device_info=_device_info,
+    region_indexes=_region_indexes,
     region_info=_region_info,
     irq_info=_irq_info,
     mappable_areas=_mappable_areas,

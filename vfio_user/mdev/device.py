@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
 from vfio_user.device.base import VfioDevice
+from vfio_user.device.display import query_plane
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.device.reset import LOCK_TIMEOUT, ResetListener, reset_alone
-from vfio_user.errors import UnsupportedError, VfioIoctlError
+from vfio_user.errors import MalformedReplyError, UnsupportedError, VfioIoctlError
 from vfio_user.iommu import AddressSpace, DmaBuffer
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import ioctl, requests
 from vfio_user.kernel.mman import Backing
-from vfio_user.kernel.uapi import DeviceFlags
+from vfio_user.kernel.uapi import DeviceFlags, GfxPlaneType
 from vfio_user.mdev.pci import PciFace
 from vfio_user.mdev.sysfs import Mdev
 from vfio_user.pci.device import PCI_OPS
 
 __all__ = ["MDEV_OPS", "MdevDevice"]
 
+_LAST_INDEX = 0xFFFF
+
 
 def _irq_label(vdev: VfioDevice, index: int) -> str:
     # The same names as on the bus that the device pretends to sit on.
     return (PCI_OPS if vdev.info.flags & DeviceFlags.PCI else CORE_OPS).irq_label(vdev, index)
+
+
+def _region_indexes(vdev: VfioDevice) -> Sequence[int]:
+    """Add the region of a display: a driver need not count it among the others (the sample mdpy does not)."""
+    counted = CORE_OPS.region_indexes(vdev)
+    plane = query_plane(vdev.fileno(), vdev.name, GfxPlaneType.REGION)
+    if plane is None or plane.region_index in counted:
+        return counted
+    if plane.region_index > _LAST_INDEX:
+        raise MalformedReplyError(f"{vdev.name} shows its display in region {plane.region_index}, which can't be")
+    return (*counted, int(plane.region_index))
 
 
 def _reset(vdev: VfioDevice) -> None:
@@ -41,7 +56,9 @@ def _reset(vdev: VfioDevice) -> None:
         raise
 
 
-MDEV_OPS: DeviceOps = dataclasses.replace(CORE_OPS, name="mdev", irq_label=_irq_label, reset=_reset)
+MDEV_OPS: DeviceOps = dataclasses.replace(
+    CORE_OPS, name="mdev", region_indexes=_region_indexes, irq_label=_irq_label, reset=_reset
+)
 """The ops table of mediated devices; a variant driver replaces single entries of it."""
 
 

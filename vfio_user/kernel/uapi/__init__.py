@@ -23,6 +23,7 @@ from vfio_user.kernel.uapi.device import (
     RegionFlags,
     RegionType,
 )
+from vfio_user.kernel.uapi.display import GfxLinkState, GfxPlaneType
 from vfio_user.kernel.uapi.feature import (
     DeviceFeature,
     FeatureOperation,
@@ -67,6 +68,8 @@ __all__ = [
     "DmaUnmapFlags",
     "Extension",
     "FeatureOperation",
+    "GfxLinkState",
+    "GfxPlaneType",
     "GroupFlags",
     "HotResetFlags",
     "HwCapabilities",
