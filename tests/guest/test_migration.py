@@ -180,13 +180,13 @@ def test_through_asyncio(source: MdevDevice, target: MdevDevice) -> None:
         left, right = socket.socketpair()
         _, writer = await asyncio.open_connection(sock=left)
         reader, other = await asyncio.open_connection(sock=right)
-        counts = await asyncio.gather(
+        sent, received = await asyncio.gather(
             source.vdev.migration.save_async(writer), target.vdev.migration.load_async(reader)
         )
         for each in (writer, other):
             each.close()
             await each.wait_closed()
-        return counts
+        return sent, received
 
     assert asyncio.run(move()) == (SIZE, SIZE)
     check(target)

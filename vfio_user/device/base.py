@@ -9,15 +9,15 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from vfio_user._mmio import Window
-from vfio_user.device.display import Display
 from vfio_user.device.features import DeviceFeatures
 from vfio_user.device.health import DeviceHealth
 from vfio_user.device.info import DeviceInfo
 from vfio_user.device.irq import IrqIndex
+from vfio_user.device.kinds import kind_name
 from vfio_user.device.memory import DeviceMemory
-from vfio_user.device.migration import Migration
 from vfio_user.device.ops import DeviceOps
 from vfio_user.device.region import Region
 from vfio_user.device.window import map_regions
@@ -27,6 +27,10 @@ from vfio_user.iommu.iommufd import BoundDevice
 from vfio_user.kernel import log
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.memory import ZapReason
+
+if TYPE_CHECKING:
+    from vfio_user.device.display import Display
+    from vfio_user.device.migration import Migration
 
 __all__ = ["DeviceState", "VfioDevice", "open_devices"]
 
@@ -253,6 +257,8 @@ class VfioDevice:
         Raises:
             UnsupportedError: it has none.
         """
+        from vfio_user.device.display import Display  # few devices have one: imported when it is asked for
+
         return Display(self)
 
     @property
@@ -262,6 +268,8 @@ class VfioDevice:
         Raises:
             UnsupportedError: it can't be migrated.
         """
+        from vfio_user.device.migration import Migration  # as above
+
         return Migration(self)
 
     @property
@@ -285,16 +293,16 @@ class VfioDevice:
         """Give a device-specific region by what it is.
 
         Args:
-            kind: one of `RegionType`, or 0x80000000 with a PCI vendor's id.
-            subtype: what the type says that it is.
+            kind: one of `RegionType`, or `vendor_type` of a PCI vendor.
+            subtype: which of them.
 
         Raises:
             UnsupportedError: the device has none; the message lists those that it has.
         """
         typed = {each.info.type: each for each in self.regions if each is not None and each.info.type is not None}
         if (kind, subtype) not in typed:
-            have = ", ".join(f"{a:#x}/{b:#x}" for a, b in typed) or "none"
-            raise UnsupportedError(f"{self.name} has no region of type {kind:#x}/{subtype:#x}; it has: {have}")
+            have = ", ".join(kind_name(*each) for each in typed) or "none"
+            raise UnsupportedError(f"{self.name} has no region {kind_name(kind, subtype)!r}; of such it has: {have}")
         return typed[kind, subtype]
 
     def _enter(self) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vfio_user._uapi import ffi, lib
 from vfio_user.device.edid import EdidRegion
-from vfio_user.errors import MalformedReplyError, UnsupportedError, VfioIoctlError, VfioOSError
+from vfio_user.errors import MalformedReplyError, UnsupportedError, VfioIoctlError
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import Request, ioctl, requests
 from vfio_user.kernel.uapi import GfxPlaneType, RegionType
@@ -172,7 +172,7 @@ class Display:
         Raises:
             BoundsError: the device has no such region, or it is too small.
             MalformedReplyError: the dma-buf is too small.
-            VfioOSError: the dma-buf can't be mapped.
+            UnsupportedError: its driver lets no process map it (the sample mbochs does not): hand `dma_buf` to a GPU.
         """
         size = plane.stride * plane.height
         if plane.kind is GfxPlaneType.REGION:
@@ -200,7 +200,9 @@ def _map(file: OwnedFd, size: int) -> mmap.mmap:
     except ValueError as error:
         raise MalformedReplyError(f"{file.name} is smaller than its picture of {size} bytes") from error
     except OSError as error:
-        raise VfioOSError(error.errno or 0, f"map {size} bytes of {file.name}") from error
+        raise UnsupportedError(
+            f"{file.name} can't be mapped by a process ({error.strerror}): its driver lets none"
+        ) from error
 
 
 def _sync(file: OwnedFd, flags: int) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from vfio_user.addresses import IovaRange, PciAddress
+from vfio_user.device.kinds import kind_name
 from vfio_user.errors import MalformedReplyError, VfioError
 from vfio_user.inventory.facts import FunctionFacts, describe
 from vfio_user.kernel import sysfs
@@ -141,6 +142,8 @@ def _regions(pci: PciDevice) -> Iterator[RegionDetails]:
         if region is not None:
             info = region.info
             name = _REGIONS[info.index] if info.index < len(_REGIONS) else f"region {info.index}"
+            if info.type is not None:
+                name = kind_name(*info.type)
             areas = tuple((area.offset, area.size) for area in pci.vdev.ops.mappable_areas(pci.vdev, info))
             yield RegionDetails(info.index, name, info.size, _flags(info.flags, "CAPS"), areas)
 

@@ -21,7 +21,9 @@ from vfio_user import PciDevice
 from vfio_user._uapi import ffi, lib
 from vfio_user.device.display import DrmPlane, Plane
 from vfio_user.device.edid import EdidRegion
+from vfio_user.device.kinds import kind_name, vendor_type
 from vfio_user.errors import BoundsError, MalformedReplyError, UnsupportedError, VfioIoctlError
+from vfio_user.kernel import ioctl
 from vfio_user.kernel.ioctl import requests
 from vfio_user.kernel.uapi import GfxPlaneType, RegionType
 from vfio_user.mdev import MDEV_OPS
@@ -84,6 +86,45 @@ def test_what_is_shown(fake: FakeDisplay) -> None:
         assert display.plane(DrmPlane.CURSOR) is None
         fake.plane["width"] = 0
         assert display.plane() is None
+
+
+def test_picture(fake: FakeDisplay, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.write(0, 0, b"region")
+    os.pwrite(fake.dma_buf, b"dmabuf", 0)
+    synced, before = [], ioctl.system_call
+
+    def answer(fd: int, number: int, pointer: CData) -> int:
+        if number != 0x40086200:  # DMA_BUF_IOCTL_SYNC
+            return before(fd, number, pointer)
+        assert os.path.sameopenfile(fd, fake.dma_buf)
+        synced.append(int(ffi.cast("uint64_t *", pointer)[0]))
+        return 0
+
+    monkeypatch.setattr(ioctl, "system_call", answer)
+    with opened() as pci, nothing_left():
+        plane = pci.vdev.display.plane()
+        assert plane is not None
+        with pci.vdev.display.mapped(plane) as pixels:
+            assert len(pixels) == 256
+            assert pixels.readonly
+            assert bytes(pixels[:6]) == (b"region" if fake.kind is GfxPlaneType.REGION else b"dmabuf")
+        with pytest.raises(ValueError, match="released"):
+            pixels[0]
+    assert synced == ([1, 5] if fake.kind is GfxPlaneType.DMABUF else []), "begin and end of reading"
+
+
+def test_dma_buf_that_nobody_may_map(fake: FakeDisplay) -> None:
+    os.close(fake.dma_buf)
+    fake.dma_buf = os.open("/dev/full", os.O_WRONLY)
+    with opened() as pci, nothing_left():
+        plane = pci.vdev.display.plane()
+        assert plane is not None
+        if fake.kind is GfxPlaneType.DMABUF:
+            with pytest.raises(UnsupportedError, match="can't be mapped by a process"), pci.vdev.display.mapped(plane):
+                pass
+        else:
+            with pytest.raises(UnsupportedError, match="are in a region"):
+                pci.vdev.display.dma_buf(plane)
 
 
 def test_picture_larger_than_its_memory(fake: FakeDisplay) -> None:
@@ -165,13 +206,20 @@ def test_device_without(device: FakeDevice) -> None:
     with opened() as pci:
         with pytest.raises(UnsupportedError, match="has no display"):
             pci.vdev.display  # noqa: B018
-        with pytest.raises(UnsupportedError, match=r"no region of type 0x80008086/0x1; it has: none"):
-            pci.vdev.find_region(0x80008086, 1)
+        with pytest.raises(UnsupportedError, match="no region 'IGD OpRegion'; of such it has: none"):
+            pci.vdev.find_region(vendor_type(0x8086), 1)
 
 
 def test_typed_regions_are_told_apart(fake: FakeDisplay) -> None:
     edid_of(fake, 4096, *(0,) * 6)
     with opened() as pci:
         assert pci.vdev.find_region(RegionType.GFX, 1).index == EDID_INDEX
-        with pytest.raises(UnsupportedError, match="no region of type 0x1/0x2; it has: 0x1/0x1"):
+        with pytest.raises(UnsupportedError, match=r"no region 'type 0x1/0x2'; of such it has: monitor \(EDID\)"):
             pci.vdev.find_region(RegionType.GFX, 2)
+
+
+def test_names_of_regions() -> None:
+    assert kind_name(RegionType.CCW, 3) == "channel report words"
+    assert kind_name(vendor_type(0x8086), 2) == "IGD host bridge"
+    assert kind_name(vendor_type(0x1AF4), 9) == "vendor 1af4 region 9"
+    assert kind_name(7, 1) == "type 0x7/0x1"
