@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vfio_user._mmio import Program
     from vfio_user.addresses import Iova, IovaRange, PciAddress, PciId, Vaddr
+    from vfio_user.ap import ApDevice
     from vfio_user.binding import Binding, Restored, VirtualFunctions, bind, bound, create_vfs, restore, unbind
+    from vfio_user.buses import open_amba, open_ap, open_ccw, open_cdx, open_fsl_mc, open_platform
+    from vfio_user.ccw import CcwDevice
+    from vfio_user.cdx import CdxDevice
     from vfio_user.device import (
         DeviceEvent,
         DeviceEvents,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     )
     from vfio_user.doctor import Diagnosis, explain
     from vfio_user.errors import VfioError
+    from vfio_user.fsl_mc import FslMcDevice
     from vfio_user.handover import Lease, borrow
     from vfio_user.inventory import inspect, survey
     from vfio_user.iommu import AddressSpace, DmaBuffer, DmaMapping, DmaPool, DmaSlice, IommuMode
@@ -41,13 +46,18 @@ if TYPE_CHECKING:
     from vfio_user.mdev import MdevDevice
     from vfio_user.monitor import Monitor
     from vfio_user.pci import PCI_OPS, PciDevice, PciDeviceSet, ResetPlan, ResetReport, hot_reset
+    from vfio_user.platform import AmbaDevice, PlatformDevice
     from vfio_user.session import Devices, open, open_all, open_mdev
     from vfio_user.tracing import Trace, trace
 
 __all__ = [
     "PCI_OPS",
     "AddressSpace",
+    "AmbaDevice",
+    "ApDevice",
     "Binding",
+    "CcwDevice",
+    "CdxDevice",
     "DeviceEvent",
     "DeviceEvents",
     "DeviceHealth",
@@ -61,6 +71,7 @@ __all__ = [
     "DmaSlice",
     "Embedded",
     "EventKind",
+    "FslMcDevice",
     "IommuMode",
     "Iova",
     "IovaRange",
@@ -76,6 +87,7 @@ __all__ = [
     "PciFunction",
     "PciId",
     "PeerMapping",
+    "PlatformDevice",
     "Program",
     "Region",
     "ResetPlan",
@@ -96,8 +108,14 @@ __all__ = [
     "inspect",
     "open",
     "open_all",
+    "open_amba",
+    "open_ap",
+    "open_ccw",
+    "open_cdx",
     "open_devices",
+    "open_fsl_mc",
     "open_mdev",
+    "open_platform",
     "pci_function",
     "pci_functions",
     "restore",
@@ -110,9 +128,13 @@ __all__ = [
 #: use, and a program that only shows its help uses nothing.
 _HOMES = {
     "AddressSpace": "vfio_user.iommu",
+    "ApDevice": "vfio_user.ap",
+    "AmbaDevice": "vfio_user.platform",
     "Binding": "vfio_user.binding",
     "DeviceEvent": "vfio_user.device",
     "DeviceEvents": "vfio_user.device",
+    "CcwDevice": "vfio_user.ccw",
+    "CdxDevice": "vfio_user.cdx",
     "DeviceHealth": "vfio_user.device",
     "DeviceOps": "vfio_user.device",
     "DeviceSet": "vfio_user.device",
@@ -124,6 +146,7 @@ _HOMES = {
     "DmaSlice": "vfio_user.iommu",
     "Embedded": "vfio_user.device",
     "EventKind": "vfio_user.device",
+    "FslMcDevice": "vfio_user.fsl_mc",
     "IommuMode": "vfio_user.iommu",
     "Iova": "vfio_user.addresses",
     "IovaRange": "vfio_user.addresses",
@@ -140,6 +163,7 @@ _HOMES = {
     "PciFunction": "vfio_user.kernel.sysfs",
     "PciId": "vfio_user.addresses",
     "PeerMapping": "vfio_user.device",
+    "PlatformDevice": "vfio_user.platform",
     "Program": "vfio_user._mmio",
     "Region": "vfio_user.device",
     "ResetPlan": "vfio_user.pci",
@@ -160,8 +184,14 @@ _HOMES = {
     "inspect": "vfio_user.inventory",
     "open": "vfio_user.session",
     "open_all": "vfio_user.session",
+    "open_ap": "vfio_user.buses",
+    "open_amba": "vfio_user.buses",
+    "open_ccw": "vfio_user.buses",
+    "open_cdx": "vfio_user.buses",
     "open_devices": "vfio_user.device",
+    "open_fsl_mc": "vfio_user.buses",
     "open_mdev": "vfio_user.session",
+    "open_platform": "vfio_user.buses",
     "pci_function": "vfio_user.kernel.sysfs",
     "pci_functions": "vfio_user.kernel.sysfs",
     "restore": "vfio_user.binding",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vfio_user.mdev.device import MdevDevice
     from vfio_user.mdev.sysfs import Mdev
 
-__all__ = ["Devices", "open", "open_all", "open_mdev"]
+__all__ = ["Devices", "open", "open_all", "open_mdev", "open_node"]
 
 DeviceT = TypeVar("DeviceT")
 
@@ -102,7 +102,7 @@ def open(
     def make(fd: OwnedFd, space: AddressSpace, owns_space: bool) -> PciDevice:
         return PciDevice(function.address, fd, space, ops=ops, owns_space=owns_space)
 
-    return _open(function, make, mode, address_space, allow_noiommu, vf_token)
+    return open_node(function, make, mode, address_space, allow_noiommu, vf_token)
 
 
 def open_mdev(
@@ -138,7 +138,7 @@ def open_mdev(
     def make(fd: OwnedFd, space: AddressSpace, owns_space: bool) -> MdevDevice:
         return MdevDevice(node, fd, space, ops=table, owns_space=owns_space)
 
-    return _open(node, make, mode, address_space)
+    return open_node(node, make, mode, address_space)
 
 
 def open_all(
@@ -182,7 +182,7 @@ def _open_function(function: sysfs.PciFunction, space: AddressSpace) -> PciDevic
     return PciDevice(function.address, space.attach(function), space)
 
 
-def _open(
+def open_node(
     node: sysfs.VfioNode,
     make: Callable[[OwnedFd, AddressSpace, bool], DeviceT],
     mode: IommuMode | str,
@@ -190,7 +190,10 @@ def _open(
     allow_noiommu: bool = False,
     vf_token: str | None = None,
 ) -> DeviceT:
-    """Open a device of any bus; ``make`` gets its file, its address space, and whether it is to close that."""
+    """Open a device of any bus; ``make`` gets its file, its address space, and whether it is to close that.
+
+    Arguments and errors are those of `open`.
+    """
     if address_space is not None:
         if mode != "auto":
             raise ArgumentError("give either a mode or an address space; the space has a mode already")

@@ -15,6 +15,7 @@ LAYERS = (
     ("cli",),
     ("testing",),
     ("doctor", "inventory", "handover"),
+    ("buses",),
     ("session", "binding", "monitor"),
     ("drivers",),
     ("ccw", "ap"),

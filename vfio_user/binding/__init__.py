@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vfio_user.binding.journal import Journal
+from vfio_user.binding.lend import lent
 from vfio_user.binding.moves import Fate
 from vfio_user.binding.record import Record
 from vfio_user.binding.restoring import Restored, records, restore
@@ -26,6 +27,7 @@ __all__ = [
     "bind",
     "bound",
     "create_vfs",
+    "lent",
     "openers",
     "records",
     "restore",

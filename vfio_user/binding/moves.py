@@ -51,7 +51,7 @@ def judge(record: Record, boot: str) -> Fate:
     return Fate.OURS if driver in record.drivers and override in record.overrides else Fate.TAKEN
 
 
-def attach(function: sysfs.PciFunction, driver: str | None, deadline: float) -> None:
+def attach(device: sysfs.SysfsDevice, driver: str | None, deadline: float) -> None:
     """Bind a device to a driver and to no other; `None` leaves it without one.
 
     Raises:
@@ -59,26 +59,26 @@ def attach(function: sysfs.PciFunction, driver: str | None, deadline: float) -> 
         DeadlineError: the kernel does not come back.
         VfioOSError: sysfs refused.
     """
-    writes.write(function.path / "driver_override", f"{override_for(driver)}\n", deadline)
-    if function.driver == driver:
+    writes.write(device.path / "driver_override", f"{override_for(driver)}\n", deadline)
+    if device.driver == driver:
         return
-    detach(function, deadline)
+    detach(device, deadline)
     if driver is not None:
-        _take(function, driver, deadline)
+        _take(device, driver, deadline)
 
 
-def detach(function: sysfs.PciFunction, deadline: float) -> None:
+def detach(device: sysfs.SysfsDevice, deadline: float) -> None:
     """Take a device from its driver, if it has one."""
-    if function.driver is None:
+    if device.driver is None:
         return
     try:
-        writes.write(function.path / "driver/unbind", str(function.address), deadline)
+        writes.write(device.path / "driver/unbind", device.name, deadline)
     except VfioOSError as error:
         # It may have lost its driver by itself meanwhile.
-        if error.errno not in (errno.ENOENT, errno.ENODEV) or function.driver is not None:
+        if error.errno not in (errno.ENOENT, errno.ENODEV) or device.driver is not None:
             raise
-    if function.driver is not None:
-        raise BindError(f"{function.address} is still bound to {function.driver}")
+    if device.driver is not None:
+        raise BindError(f"{device.name} is still bound to {device.driver}")
 
 
 def put_back(function: sysfs.PciFunction, record: Record, deadline: float) -> str:
@@ -92,7 +92,7 @@ def put_back(function: sysfs.PciFunction, record: Record, deadline: float) -> st
     """
     before, note = record.before, ""
     if function.driver != before.driver:
-        if before.driver is None or ensure_driver(before.driver, before.module, deadline):
+        if before.driver is None or ensure_driver(function.bus, before.driver, before.module, deadline):
             attach(function, before.driver, deadline)
         else:
             attach(function, None, deadline)
@@ -108,9 +108,9 @@ def put_back(function: sysfs.PciFunction, record: Record, deadline: float) -> st
     return note
 
 
-def ensure_driver(driver: str, module: str | None, deadline: float) -> bool:
-    """Tell whether the kernel has a PCI driver, after loading its module if that is needed."""
-    folder = sysfs.SYSFS / "bus/pci/drivers" / driver
+def ensure_driver(bus: str, driver: str, module: str | None, deadline: float) -> bool:
+    """Tell whether the kernel has a driver of a bus, after loading its module if that is needed."""
+    folder = sysfs.SYSFS / "bus" / bus / "drivers" / driver
     program = shutil.which("modprobe") or files.text(files.PROC / "sys/kernel/modprobe")
     if not folder.is_dir() and program:
         try:
@@ -128,22 +128,26 @@ def ensure_driver(driver: str, module: str | None, deadline: float) -> bool:
     return folder.is_dir()
 
 
-def _take(function: sysfs.PciFunction, driver: str, deadline: float) -> None:
+def _take(device: sysfs.SysfsDevice, driver: str, deadline: float) -> None:
     try:
         # The driver's own file, not drivers_probe: it gives the errno with which the driver refuses.
-        writes.write(sysfs.SYSFS / "bus/pci/drivers" / driver / "bind", str(function.address), deadline)
+        writes.write(sysfs.SYSFS / "bus" / device.bus / "drivers" / driver / "bind", device.name, deadline)
     except VfioOSError as error:
         # udev or a module that was just loaded may have come first; the override leaves them no other driver.
-        if function.driver != driver:
-            raise BindError(_refusal(function, driver, error)) from error
-    if function.driver != driver:
-        raise BindError(f"{function.address} is bound to {function.driver or 'no driver'} instead of {driver}")
+        if device.driver != driver:
+            raise BindError(_refusal(device, driver, error)) from error
+    if device.driver != driver:
+        raise BindError(f"{device.name} is bound to {device.driver or 'no driver'} instead of {driver}")
 
 
-def _refusal(function: sysfs.PciFunction, driver: str, error: VfioOSError) -> str:
-    text = f"driver {driver} does not take {function.address}: {error.strerror}"
+def _refusal(device: sysfs.SysfsDevice, driver: str, error: VfioOSError) -> str:
+    text = f"driver {driver} does not take {device.name}: {error.strerror}"
     if error.errno == errno.EBUSY and "vfio" not in driver:
         return f"{text}. A device of its IOMMU group is in use through VFIO; close that first"
-    if error.errno == errno.EINVAL and "vfio" in driver and function.iommu_group is None:
-        return f"{text}. No IOMMU translates for it: vfio-user doctor {function.address} says what can be done"
+    if error.errno == errno.EINVAL and "vfio" in driver and device.iommu_group is None:
+        if device.bus != "pci":
+            return f"{text}. No IOMMU translates for it, and the module vfio was not told enable_unsafe_noiommu_mode=1"
+        return f"{text}. No IOMMU translates for it: vfio-user doctor {device.name} says what can be done"
+    if error.errno == errno.ENOENT and driver == "vfio-platform":
+        return f"{text}. It can't reset such a device, and vfio_platform.reset_required=0 was not given"
     return f"{text}. dmesg may say more"

@@ -59,10 +59,10 @@ def read_state(function: sysfs.PciFunction) -> BindState:
     )
 
 
-def driver_override(function: sysfs.PciFunction) -> str | None:
+def driver_override(device: sysfs.SysfsDevice) -> str | None:
     """Read ``driver_override``; `None` when it is not set."""
     try:
-        text = (function.path / "driver_override").read_text().strip()
+        text = (device.path / "driver_override").read_text().strip()
     except OSError:
         return None
     return None if text in _UNSET else text

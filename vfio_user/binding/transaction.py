@@ -128,7 +128,7 @@ def run(order: Order, functions: list[sysfs.PciFunction]) -> tuple[Binding, ...]
         for function in functions:
             if function.driver != order.driver:
                 refuse_in_use(function, uses(function), order.forced)
-        if order.driver is not None and not ensure_driver(order.driver, None, order.deadline):
+        if order.driver is not None and not ensure_driver("pci", order.driver, None, order.deadline):
             raise BindError(
                 f"the kernel has no PCI driver {order.driver}: its module is not installed, or was not configured"
             )

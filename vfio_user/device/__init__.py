@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vfio_user.device.base import DeviceState, VfioDevice, open_devices
+from vfio_user.device.bus import BusDevice
 from vfio_user.device.devset import DeviceSet
 from vfio_user.device.embed import Embedded, container_of
 from vfio_user.device.events import DeviceEvent, DeviceEvents, EventKind
@@ -15,6 +16,7 @@ from vfio_user.device.vector import IrqPoller, IrqVector
 
 __all__ = [
     "CORE_OPS",
+    "BusDevice",
     "DeviceEvent",
     "DeviceEvents",
     "DeviceHealth",

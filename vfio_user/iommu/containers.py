@@ -66,6 +66,7 @@ class ContainerBackend:
             raise UnsupportedError(explain.no_group(node.name))
         group = self._join(number)
         try:
+            node.introduce(group.fd.fileno())
             return group.open_device(node.name, vf_token=vf_token)
         except BaseException:
             self._leave(group)

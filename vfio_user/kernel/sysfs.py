@@ -80,6 +80,9 @@ class VfioNode(Protocol):
     def cdev(self) -> str | None:
         """Path of its own node; `None` when the kernel gives it none."""
 
+    def introduce(self, fd: int, /) -> None:
+        """Show the group's file, or that of its own node, to who must know it before the device is opened."""
+
 
 class SysfsDevice(ABC):
     """A device of any bus as sysfs shows it: what `VfioNode` asks for, read when it is asked for.
@@ -137,6 +140,9 @@ class SysfsDevice(ABC):
     def cdev(self) -> str | None:
         """Path of its own node, ``/dev/vfio/devices/vfio3``; `None` when the kernel gives it none."""
         return cdev_of(self.vfio_device)
+
+    def introduce(self, fd: int, /) -> None:  # noqa: B027  # nothing to do is the rule
+        """Show the file that leads to it to nobody: only devices that serve a virtual machine need more."""
 
     def exists(self) -> bool:
         """Tell whether the machine has it (still)."""

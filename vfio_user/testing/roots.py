@@ -32,8 +32,7 @@ ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    # Elsewhere pytest finds it by the package's metadata.
-    "PYTEST_PLUGINS": "vfio_user.testing.plugin",
+    "PYTHONPATH": EXTENSION,  # for the package's metadata, by which pytest finds its plugin
 }
 
 #: Part of a root's key: what is done with the packages.
@@ -118,7 +117,9 @@ def extension(machine: Machine, package: Path) -> Path:
             f"{package} is not a checkout: the extension for {machine.arch} is built from the sources in _cdefs"
         )
     files = sorted(path for path in sources.rglob("*.[chp]*") if "build" not in path.relative_to(sources).parts)
-    key = cache.digest(*SUITES, *(part for path in files for part in (str(path), path.read_bytes())))
+    key = cache.digest(
+        *SUITES, *_METADATA.values(), *(part for path in files for part in (str(path), path.read_bytes()))
+    )
     return cache.entry("extension", f"{machine.debian}-{key}", lambda place: _build_extension(machine, sources, place))
 
 
@@ -127,6 +128,9 @@ def _build_extension(machine: Machine, sources: Path, place: Path) -> None:
     if shutil.which(compiler) is None:
         raise GuestSetupError(f"{compiler} is not installed; install the packages: {machine.packages}")
     _log.info("building the extension for %s", machine.arch)
+    for name, text in _METADATA.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
     with tempfile.TemporaryDirectory(prefix=".extension.", dir=cache.root()) as scratch:
         headers = Path(scratch) / "headers"
         headers.mkdir()
@@ -149,6 +153,11 @@ def _build_extension(machine: Machine, sources: Path, place: Path) -> None:
             _run([compiler, *flags, f"-I{folder}", "-o", str(place / f"{name}.abi3.so"), *files])
 
 
+#: As pip would have written it.
+_METADATA = {
+    "vfio_user-0.dist-info/METADATA": "Metadata-Version: 2.1\nName: vfio_user\nVersion: 0\n",
+    "vfio_user-0.dist-info/entry_points.txt": "[pytest11]\nvfio_user = vfio_user.testing.plugin\n",
+}
 #: Emit the C of `_uapi` with the same code as a build for this machine.
 _EMIT = """
 import sys

@@ -107,6 +107,7 @@ def bind(node: VfioNode, iommufd: Iommufd, *, vf_token: str | None = None) -> Bo
         raise UnsupportedError(explain.no_cdev(node))
     fd = explain.open_node(path, lambda code: explain.cdev_open(code, path))
     try:
+        node.introduce(fd.fileno())
         argument = _argument(
             "struct vfio_device_bind_iommufd",
             flags=lib.VFIO_DEVICE_BIND_FLAG_TOKEN if token else 0,
