@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vfio_user.testing import accel, initramfs, kernels, machines, qemu, watch
+from vfio_user.testing import accel, initramfs, kernels, machines, qemu, roots, watch
 from vfio_user.testing.errors import GuestCrashedError, GuestSetupError, GuestSpecError, GuestTimeoutError
 from vfio_user.testing.guest import Guest, run
 
@@ -171,6 +171,28 @@ def test_settings_reach_the_guest(machine: Machine, tmp_path: Path) -> None:
     machine.plays(f"cat $control/settings.sh $control/devices >>$control/stdout; {END}")
     result = run(Guest(devices=("edu", "nvme"), bind=False), ["true"])
     assert result.stdout == "BIND=0\nMODULES=\nedu0 edu pci 0000:00:04.0 00.0\nnvme0 nvme pci 0000:00:05.0 00.0\n"
+
+
+def test_a_foreign_guest_sees_a_root_of_its_own(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.plays(f'cat $control/settings.sh $control/shares $control/command.sh; echo "$*" >$control/line; {END}')
+    monkeypatch.setattr(roots, "root", lambda machine: tmp_path / "root")
+    monkeypatch.setattr(roots, "extension", lambda machine, package: tmp_path / "extension")
+    monkeypatch.setattr(kernels, "busybox", lambda machine: tmp_path / "busybox")
+    monkeypatch.setenv("VIRTUAL_ENV", "/of/this/machine")
+    output = tmp_path / "results"
+    run(Guest(arch="s390x", accel="auto"), ["python3"], output=output, cwd=tmp_path)
+    line = (output / "guest/line").read_text()
+    assert f"local,id=host,path={tmp_path}/root,security_model=none,readonly=on" in line
+    assert "virtio-9p-ccw,devno=fe.0.0002,fsdev=host" in line
+    assert "-accel tcg,thread=single" in line
+    shares = dict(row.split() for row in (output / "guest/shares").read_text().splitlines())
+    assert shares == {"work": str(tmp_path), "package": roots.PACKAGE, "extension": roots.EXTENSION}
+    command = (output / "guest/command.sh").read_text()
+    assert "VIRTUAL_ENV" not in command
+    assert f"export PYTHONPATH={roots.EXTENSION}" in command
+    assert "ORIGIN=" in (output / "guest/settings.sh").read_text()
 
 
 @pytest.mark.parametrize(
