@@ -181,6 +181,39 @@ static inline void finish(struct ring *ring, uint32_t index, const uint8_t *comp
     atomic_store_explicit(&done->last, last + 1, memory_order_relaxed);
 }
 
+static inline void leave_batch(struct ring *ring, struct ring_batch *batch)
+{
+    if (batch == NULL || --batch->left != 0)
+        return;
+    if (batch->previous != NULL)
+        batch->previous->next = batch->next;
+    else
+        ring->batches = batch->next;
+    if (batch->next != NULL)
+        batch->next->previous = batch->previous;
+    batch->next = ring->ended;
+    ring->ended = batch;
+}
+
+void ring_release(struct ring *ring, uint32_t index)
+{
+    struct ring_slot *slot = &ring->slots[index];
+    struct ring_batch *batch = slot->owned ? NULL : slot->holder;
+
+    free_slot(ring, index);
+    leave_batch(ring, batch);
+}
+
+static inline void give(struct ring *ring, uint32_t index, const uint8_t *completion, struct ring_sink *sink)
+{
+    memcpy(sink->cookies + sink->count * sizeof(uint64_t), &ring->slots[index].cookie, sizeof(uint64_t));
+    if (sink->completions != NULL)
+        copy(sink->completions + sink->count * ring->layout.completion_size, completion, ring->layout.completion_size);
+    sink->count++;
+    sink->room--;
+    ring_release(ring, index);
+}
+
 static bool is_new(const struct ring *ring, uint32_t place)
 {
     const uint8_t *at = ring->completions + (size_t)(place & ~RING_PHASE) * ring->layout.completion_size;
@@ -195,15 +228,21 @@ bool ring_pending(struct ring *ring)
 }
 
 /* The device can write to the ring at any time: what is decided by is read once. */
-static inline void take_in(struct ring *ring, uint32_t place)
+static inline void take_in(struct ring *ring, uint32_t place, struct ring_sink *sink)
 {
     const struct ring_layout *layout = &ring->layout;
     const uint8_t *at = ring->completions + (size_t)(place & ~RING_PHASE) * layout->completion_size;
     uint16_t id = read16(at + layout->done_id_at);
     uint32_t index = id & ((1u << ring->shift) - 1);
+    bool known = index < ring->capacity && ring->slots[index].state == SLOT_FLYING && ring->slots[index].id == id &&
+                 (layout->match_at == RING_NONE || read16(at + layout->match_at) == layout->match);
 
-    if (likely(index < ring->capacity && ring->slots[index].state == SLOT_FLYING && ring->slots[index].id == id &&
-               (layout->match_at == RING_NONE || read16(at + layout->match_at) == layout->match))) {
+    if (likely(known && sink->room != 0 && !ring->slots[index].owned)) {
+        ring->num_flying--;
+        if (unlikely((load16(at + layout->phase_at) & layout->error_mask) != 0))
+            ring->num_failed++;
+        give(ring, index, at, sink);
+    } else if (known) {
         finish(ring, index, at);
     } else if (!ring->untold) {
         ring->strayed = ring->untold = true;
@@ -211,13 +250,13 @@ static inline void take_in(struct ring *ring, uint32_t place)
     }
 }
 
-uint32_t ring_scan(struct ring *ring)
+uint32_t ring_scan(struct ring *ring, struct ring_sink *sink)
 {
     uint32_t place = atomic_load_explicit(&ring->place, memory_order_relaxed), looked_at = 0;
 
     /* A device that writes as fast as this reads must not keep it here for ever. */
     while (looked_at < ring->layout.entries && is_new(ring, place)) {
-        take_in(ring, place);
+        take_in(ring, place, sink);
         looked_at++;
         place++;
         if ((place & ~RING_PHASE) == ring->layout.entries)
@@ -251,42 +290,13 @@ uint32_t ring_next(struct ring_done *done)
     return done->slots[first & done->mask];
 }
 
-static inline void leave_batch(struct ring *ring, struct ring_batch *batch)
+void ring_pop_cookies(struct ring *ring, struct ring_sink *sink)
 {
-    if (batch == NULL || --batch->left != 0)
-        return;
-    if (batch->previous != NULL)
-        batch->previous->next = batch->next;
-    else
-        ring->batches = batch->next;
-    if (batch->next != NULL)
-        batch->next->previous = batch->previous;
-    batch->next = ring->ended;
-    ring->ended = batch;
-}
-
-void ring_release(struct ring *ring, uint32_t index)
-{
-    struct ring_slot *slot = &ring->slots[index];
-    struct ring_batch *batch = slot->owned ? NULL : slot->holder;
-
-    free_slot(ring, index);
-    leave_batch(ring, batch);
-}
-
-size_t ring_pop_cookies(struct ring *ring, uint8_t *cookies, uint8_t *completions, size_t most)
-{
-    size_t ready = ring_count(&ring->cookies), size = ring->layout.completion_size;
-
-    if (ready < most)
-        most = ready;
-    for (size_t i = 0; i < most; i++) {
+    while (sink->room != 0) {
         uint32_t index = ring_next(&ring->cookies);
 
-        memcpy(cookies + i * sizeof(uint64_t), &ring->slots[index].cookie, sizeof(uint64_t));
-        if (completions != NULL)
-            copy(completions + i * size, ring_outcome(ring, index), ring->layout.completion_size);
-        ring_release(ring, index);
+        if (index == RING_NONE)
+            break;
+        give(ring, index, ring_outcome(ring, index), sink);
     }
-    return most;
 }

@@ -94,16 +94,25 @@ void ring_take_back(struct ring *ring, size_t count, uint32_t tail);
 
 /* Is there a completion that was not looked at yet? Needs no lock. */
 bool ring_pending(struct ring *ring);
-/* Take in all new completions; returns how many entries of the ring were consumed. */
-uint32_t ring_scan(struct ring *ring);
+/* Where cookies and completions of commands go at once; completions may be NULL. */
+struct ring_sink {
+    uint8_t *cookies, *completions;
+    size_t count, room;
+};
+
+/*
+ * Take in all new completions; returns how many entries of the ring were consumed. Commands with cookies go to the sink as
+ * long as it has room, all else waits to be taken. Whoever gives a sink has taken before what was waiting.
+ */
+uint32_t ring_scan(struct ring *ring, struct ring_sink *sink);
 /* End all that is in flight with this outcome, for a device that has forgotten them. */
 void ring_end_all(struct ring *ring, const void *completion);
 
 /* The slot of the next command that is done, or RING_NONE; its outcome is valid until ring_release(). */
 uint32_t ring_next(struct ring_done *done);
 void ring_release(struct ring *ring, uint32_t slot);
-/* Take the outcomes of commands with cookies: at most so many; completions may be NULL. Returns how many there were. */
-size_t ring_pop_cookies(struct ring *ring, uint8_t *cookies, uint8_t *completions, size_t most);
+/* Put the outcomes of commands with cookies that wait into the sink, as many as it has room for. */
+void ring_pop_cookies(struct ring *ring, struct ring_sink *sink);
 
 static inline uint32_t ring_count(const struct ring_done *done)
 {

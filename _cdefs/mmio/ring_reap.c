@@ -8,7 +8,9 @@
 
 static bool scan(struct pair_object *self)
 {
-    ring_scan(&self->ring);
+    struct ring_sink none = {0};
+
+    ring_scan(&self->ring, &none);
     return self->lazy || pair_acknowledge(self);
 }
 
@@ -61,11 +63,23 @@ PyObject *pair_take(PyObject *object, PyObject *ignored)
     return list;
 }
 
+/* Fill the sink; the caller has the lock. What the device could not be told now, it is told by the next call. */
+static bool fill(struct pair_object *self, struct ring_sink *sink)
+{
+    ring_pop_cookies(&self->ring, sink);
+    ring_scan(&self->ring, sink);
+    if (self->lazy || pair_acknowledge(self))
+        return true;
+    if (sink->count != 0)
+        PyErr_Clear();
+    return sink->count != 0;
+}
+
 PyObject *pair_reap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     struct pair_object *self = (struct pair_object *)object;
     Py_buffer cookies = {0}, outcomes = {0};
-    size_t count = 0;
+    struct ring_sink sink = {0};
     bool good = false;
 
     if (nargs != 2) {
@@ -77,15 +91,15 @@ PyObject *pair_reap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         size_t most = (size_t)cookies.len / sizeof(uint64_t);
         size_t room = outcomes.obj == NULL ? most : (size_t)outcomes.len / self->ring.layout.completion_size;
 
+        sink = (struct ring_sink){cookies.buf, outcomes.obj == NULL ? NULL : outcomes.buf, 0, room < most ? room : most};
         pair_lock(self);
-        good = scan(self);
-        if (good)
-            count = ring_pop_cookies(&self->ring, cookies.buf, outcomes.buf, room < most ? room : most);
+        good = fill(self, &sink);
         pair_unlock(self);
     }
     PyBuffer_Release(&cookies);
-    PyBuffer_Release(&outcomes);
-    return good ? PyLong_FromSize_t(count) : NULL;
+    if (outcomes.obj != NULL)
+        PyBuffer_Release(&outcomes);
+    return good ? PyLong_FromSize_t(sink.count) : NULL;
 }
 
 /* The cookie and the word with the phase of the next command that is done; the lock is not held while Python runs. */

@@ -77,7 +77,11 @@ static bool check_rows(struct pair_object *self, const struct request *request)
         PyErr_Format(core_errors.bounds, "%zu commands, and entries for %zu", request->count, rows);
         return false;
     }
-    for (size_t i = 0; i < request->count; i++) {
+    bool wrong = false;
+
+    for (size_t i = 0; i < request->count; i++)
+        wrong |= cookie_at(request, i) >= rows;
+    for (size_t i = 0; wrong && i < request->count; i++) {
         if (cookie_at(request, i) < rows)
             continue;
         PyErr_Format(core_errors.bounds, "row %llu of a table that has %zu",

@@ -255,6 +255,20 @@ def test_nothing_is_handed_over_while_the_memory_is_away(device: Device) -> None
     assert device.bell(TAIL) == 2
 
 
+def test_what_is_done_is_given_though_the_device_can_not_be_told(device: Device) -> None:
+    device.rings.submit(rows(2), numbers(1, 2), None, None, False)
+    first, second = (id_of(command) for command in device.fetch())
+    device.complete(first)
+    device.bar.window.zap()
+    assert reap(device.rings) == [1]
+    with pytest.raises(ZappedError):
+        reap(device.rings)
+    device.complete(second)
+    device.bar.window.revive(device.bar.fd)
+    assert reap(device.rings) == [2]
+    assert device.bell(HEAD) == 2
+
+
 class Kept:
     pass
 
