@@ -1,5 +1,5 @@
 # The only task runner. Every target does its own set-up; `make` alone says what there is.
-.PHONY: help setup demo bench test fuzz lint type unit uapi guest clean
+.PHONY: help setup demo bench stress test fuzz lint type unit uapi guest clean
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
@@ -27,6 +27,9 @@ guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
 fuzz: setup ## hostile bytes for all that is read of the kernel, guided by coverage, for 2 minutes (needs atheris)
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check --group fuzz
 	@$(PYTHON) -m tests.fuzz --seconds 120
+
+stress: setup ## resets, unplugging and killing under load: for seconds, or MINUTES=10
+	@$(PYTHON) tests/lanes.py $(if $(MINUTES),--minutes=$(MINUTES)) 'stress-*'
 
 bench: setup ## ratios against floors and peers; writes benchmarks/results.json and .svg
 	@.ci/setup bench

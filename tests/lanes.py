@@ -53,6 +53,9 @@ NETWORK = ("igb+igb", "virtio-net", "virtio-net", "virtio-blk", "virtio-rng", "v
 NETWORK_TESTS = tuple(f"tests/guest/test_{name}.py" for name in ("igb", "virtio_blk", "virtio_net"))
 ELSEWHERE = tuple(f"--ignore={test}" for test in NETWORK_TESTS)
 
+#: What `tests/stress` needs: the first edu and the first NVMe are unplugged, killed and reset.
+STRESS_DEVICES = ("edu", "edu+edu", "nvme,size=64M", "ivshmem")
+
 #: Binding is sysfs and a journal, slow to show and the same everywhere: one kernel shows it, one that has file systems
 #: and network drivers to be in use.
 WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py", *ELSEWHERE)
@@ -84,6 +87,14 @@ class Lane:
     """Instead of tests: the ``vfio-user`` command that must succeed, which counts as one test."""
     timeout: float = 1800.0
     """Seconds for all of it."""
+    minutes: float = 0.0
+    """How long its tests run together, for tests that take as long as they are told to; others are what they are."""
+
+    def lasting(self, minutes: float) -> Lane:
+        """Give the lane with other minutes, if it is one that has some."""
+        if not self.minutes:
+            return self
+        return dataclasses.replace(self, minutes=minutes, timeout=self.timeout + 180 * minutes)
 
 
 @dataclass(slots=True)
@@ -142,6 +153,8 @@ LANES = (
         )
         for name in ("amd", "virtio")
     ),
+    Lane("stress-6.12", ("tests/stress",), Guest(kernel="6.12", devices=STRESS_DEVICES), minutes=0.3),
+    Lane("stress-feature", ("tests/stress",), Guest(kernel="feature", devices=STRESS_DEVICES), minutes=0.3),
     Lane("demo", command=("demo",)),
 )
 
@@ -220,7 +233,8 @@ def _command(lane: Lane, junit: str) -> list[str]:
     report = [f"--junit-xml={junit}"] if junit else []
     patience = ["-o", f"timeout={PATIENCE}", "-o", f"faulthandler_timeout={PATIENCE - 10}"] if lane.guest else []
     record = ["-p", "tests.uapi_record"] if lane.guest else []  # for the table in docs/uapi.md
-    return [sys.executable, "-m", "pytest", "-q", *record, *patience, *report, *lane.tests]
+    minutes = [f"--minutes={lane.minutes:g}", "-rP"] if lane.minutes else []  # with what they counted
+    return [sys.executable, "-m", "pytest", "-q", *record, *patience, *report, *minutes, *lane.tests]
 
 
 def read_junit(lane: str, path: Path) -> Outcome:
@@ -276,6 +290,7 @@ def _run_apart(lane: Lane) -> Outcome:
     result.unlink(missing_ok=True)
     with log.open("wb") as output:
         command = [sys.executable, __file__, "--jobs", "1", "--result", str(result), lane.name]
+        command += [f"--minutes={lane.minutes}"] if lane.minutes else []
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
     if not result.exists():
         return Outcome(lane.name, failed=1, problem=f"the lane itself ended with {code}, without a result")
@@ -288,13 +303,18 @@ def _log_of(lane: Lane) -> Path:
 
 def main(words: Sequence[str]) -> int:
     """Run the lanes that match; return 0 when all passed."""
-    parser = argparse.ArgumentParser(description="Run lanes of tests.", usage="%(prog)s [--jobs N] [LANE ...]")
+    parser = argparse.ArgumentParser(
+        description="Run lanes of tests.", usage="%(prog)s [--jobs N] [--minutes N] [LANE ...]"
+    )
     parser.add_argument("patterns", nargs="*", metavar="LANE", help="names; * and ? match as in the shell")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at once")
+    parser.add_argument("--minutes", type=float, help="of lanes that take as long as they are told: stress")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # what `_run_apart` reads
     arguments = parser.parse_args(words)
     patterns = arguments.patterns or ["*"]
     chosen = [lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns)]
+    if arguments.minutes:
+        chosen = [lane.lasting(arguments.minutes) for lane in chosen]
     unmatched = [each for each in patterns if not any(fnmatch.fnmatch(lane.name, each) for lane in LANES)]
     if unmatched:
         print(f"no lane matches {' '.join(unmatched)}; there are {' '.join(lane.name for lane in LANES)}")

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 __all__ = ["Crew"]
 
+_LEAST = 10  # a busy machine does few in a second
+
 
 class Crew:
     """Workers that call a function until they are sent home.
@@ -58,10 +60,32 @@ class Crew:
         """Names of the workers that have not gone home."""
         return [thread.name for thread in self._threads if thread.is_alive()]
 
-    def lasts(self, seconds: float) -> Callable[[], bool]:
-        """Give a condition for a loop: true for so many seconds, and while nothing is wrong."""
-        end = time.monotonic() + seconds
-        return lambda: self.well and time.monotonic() < end
+    def repeat(self, seconds: float, *steps: Callable[[], object], busy: float = 0.7) -> int:
+        """Do the steps in turn for so many seconds, ten of them at least, while nothing is wrong; give how many.
+
+        After each ``busy`` seconds everybody gets some work done undisturbed.
+        """
+        turns, end = 0, time.monotonic() + seconds
+        while self.well and (turns < _LEAST or time.monotonic() < end):
+            pause = time.monotonic() + busy
+            while not self._home.is_set() and (turns < len(steps) or time.monotonic() < pause):
+                steps[turns % len(steps)]()
+                turns += 1
+            self.rest()
+        return turns
+
+    def rest(self, timeout: float = 60.0) -> None:
+        """Wait until everybody has done some work.
+
+        Raises:
+            AssertionError: somebody has not.
+        """
+        before, deadline = self.done.copy(), time.monotonic() + timeout
+        while self.well and (
+            idle := [each.name for each in self._threads if self.done[each.name] <= before[each.name]]
+        ):
+            assert time.monotonic() < deadline, f"no work done for {timeout:g} s: {', '.join(idle)}; {self}"
+            time.sleep(0.01)
 
     def send_home(self, *, all_worked: bool = True, timeout: float = 30.0) -> None:
         """Stop all workers.

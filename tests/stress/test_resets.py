@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 
 import pytest
 
 import vfio_user
+from tests.guest.conftest import RESET_MODES
 from tests.stress.crew import Crew
 from tests.stress.workers import AWAY, ID, hire_for_registers, hire_for_work
 from vfio_user import DeviceHealth, PciDevice, testing
@@ -23,18 +23,12 @@ def works(pci: PciDevice) -> None:
     assert pci.bar(0).read32(0) == ID
 
 
-@pytest.mark.parametrize("mode", ["type1", "type1v2"])
+@pytest.mark.parametrize("mode", RESET_MODES)
 def test_registers_interrupts_and_dma(crew: Crew, seconds: float, mode: str) -> None:
     with vfio_user.open(testing.device("edu").address, mode=mode) as pci, Edu(pci) as edu:
         hire_for_registers(crew, pci)
         hire_for_work(crew, edu)
-        goes_on = crew.lasts(seconds)
-        resets = 0
-        while goes_on():
-            (pci.device_set.hot_reset, pci.reset)[resets % 2]()
-            resets += 1
-            if resets % 10 == 0:
-                time.sleep(0.4)  # time for a transfer to come through
+        resets = crew.repeat(seconds, pci.device_set.hot_reset, pci.reset)
         crew.send_home()
         print(f"{resets} resets; {crew}")
         works(pci)
@@ -46,18 +40,10 @@ def test_both_functions_of_a_slot(crew: Crew, seconds: float) -> None:
     with vfio_user.open_all(addresses) as (first, second), Edu(first) as one, Edu(second):
         hire_for_registers(crew, first)
         hire_for_work(crew, one)
-        other = Crew()
-        hire_for_registers(other, second)
-        goes_on = crew.lasts(seconds)
-        resets = 0
-        while goes_on() and other.well:
-            first.device_set.hot_reset()
-            resets += 1
-            if resets % 10 == 0:
-                time.sleep(0.4)
+        hire_for_registers(crew, second)
+        resets = crew.repeat(seconds, first.device_set.hot_reset, second.device_set.hot_reset)
         crew.send_home()
-        other.send_home()
-        print(f"{resets} resets; {crew}; {other}")
+        print(f"{resets} resets; {crew}")
         works(first)
         works(second)
 
@@ -77,11 +63,7 @@ def test_memory_decoding_and_resets(crew: Crew, seconds: float) -> None:
 
         crew.hire("switch", switch)
         crew.hire("master", master)
-        goes_on = crew.lasts(seconds)
-        resets = 0
-        while goes_on():
-            pci.reset()
-            resets += 1
+        resets = crew.repeat(seconds, pci.reset)
         crew.send_home()
         print(f"{resets} resets; {crew}")
         pci.config.set_command(enable=int(Command.MEMORY))
@@ -105,12 +87,16 @@ def test_low_power(crew: Crew, seconds: float) -> None:
         for number in range(4):
             crew.hire(f"guarded {number}", guarded, AWAY)
             crew.hire(f"raw {number}", raw)
-        goes_on = crew.lasts(seconds / 2)
-        while goes_on():
+
+        def sleep_and_wake() -> None:
             pci.config.write16(power + 4, pci.config.read16(power + 4) | 3)
             pci.config.write16(power + 4, pci.config.read16(power + 4) & ~3)
+            with pci.low_power:
+                pass
+
+        turns = crew.repeat(seconds, sleep_and_wake)
         crew.send_home()
-        print(crew)
+        print(f"asleep {turns} times; {crew}")
         assert (bar.read32(8), view[2]) == (version, version)
         view.release()
 
@@ -143,12 +129,8 @@ def test_nvme_data_stays_intact(crew: Crew, seconds: float) -> None:
 
         for worker in range(workers):
             hire(worker)
-        goes_on = crew.lasts(seconds)
-        resets = 0
-        while goes_on():
-            (pci.device_set.hot_reset, pci.reset, controller.reset)[resets % 3]()
-            resets += 1
-            time.sleep(0.2)  # time for commands to come through
+        # Little at a time: a command needs longer than a reset leaves it.
+        resets = crew.repeat(seconds, pci.device_set.hot_reset, pci.reset, controller.reset, busy=0.2)
         crew.send_home()
         print(f"{resets} resets; {crew}")
         for lba, possible in last.items():
@@ -182,13 +164,11 @@ def test_peer_to_peer(crew: Crew, seconds: float) -> None:
 
         crew.hire("transfers", work, (VfioError,))
         crew.hire("reads", lambda: memory.bar(2).read32(0), AWAY)
-        goes_on = crew.lasts(seconds)
-        resets = 0
-        while goes_on():
+
+        def reset() -> None:
             memory.reset()
-            resets += 1
             assert mapping.mapped
-            if resets % 5 == 0:
-                time.sleep(0.5)
+
+        resets = crew.repeat(seconds, reset)
         crew.send_home()
         print(f"{resets} resets; {crew}")

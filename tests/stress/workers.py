@@ -27,13 +27,14 @@ AWAY: tuple[type[Exception], ...] = (ZappedError, MemoryLockBusyError)
 
 
 def hire_for_registers(crew: Crew, pci: PciDevice, away: tuple[type[Exception], ...] = AWAY) -> None:
-    """Seven workers that read and write registers, in all the ways there are."""
-    bar = pci.bar(0)
+    """Eight workers that read and write registers, in all the ways there are."""
+    bar, name = pci.bar(0), pci.name[-7:]
     for number in range(2):
-        crew.hire(f"guarded {number}", lambda: check(bar.read32(0), ID), away)
-        crew.hire(f"program {number}", programs(bar), away)
-        crew.hire(f"raw {number}", raw(pci), away)
-    crew.hire("write and read", liveness(bar), away)
+        crew.hire(f"{name} guarded {number}", lambda: check(bar.read32(0), ID), away)
+        crew.hire(f"{name} program {number}", programs(bar), away)
+        crew.hire(f"{name} raw {number}", raw(pci), away)
+    crew.hire(f"{name} write and read", liveness(bar), away)
+    crew.hire(f"{name} raw write", raw_write(pci))
 
 
 def check(value: object, expected: object) -> None:
@@ -78,6 +79,16 @@ def raw(pci: PciDevice) -> Work:
             check(value, ONES)
             told = window.state != WindowState.LIVE or window.flagged or window.generation != generation
             assert told, "all-ones, and the window says that all is well"
+
+    return work
+
+
+def raw_write(pci: PciDevice) -> Work:
+    """Write through a raw view a value that does nothing, while the memory is there and while it is not."""
+    view = pci.bar(0).view().cast("I")
+
+    def work() -> None:
+        view[IRQ_ACK // 4] = 0
 
     return work
 

@@ -173,3 +173,14 @@ def test_a_result_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lanes.main(["--result", str(out / "result"), "unit"]) == 0
     left = Outcome(**json.loads((out / "result").read_text()))
     assert (left.lane, left.passed, left.skipped) == ("unit", 3, 2)
+
+
+def test_a_lane_that_takes_as_long_as_it_is_told() -> None:
+    lane = Lane("stress", ("tests/stress",), Guest(), minutes=0.5)
+    assert "--minutes=0.5" in lanes._command(lane, "")
+    longer = lane.lasting(10)
+    assert "--minutes=10" in lanes._command(longer, "")
+    assert longer.timeout >= lane.timeout + 60 * 10
+    other = Lane("unit", ("tests/unit",))
+    assert other.lasting(10) == other
+    assert not [word for word in lanes._command(other, "") if "minutes" in word]
