@@ -65,7 +65,7 @@ EVERY_MODE = tuple(
     for name in (
         *("guest", "device", "dirty", "dma", "edu", "irq", "iommufd", "memory_lock", "nvme", "nvme_queues"),
         *("display", "examples", "mdev", "migration", "regs", "events", "tracing", "watch", "terminal"),
-        *("ioeventfd", "reexec", "unprivileged", "regions", "unmap", "p2p"),
+        *("features", "ioeventfd", "reexec", "unprivileged", "regions", "unmap", "p2p"),
         *("reset", "reset_dev_ids", "reset_trouble"),
     )
 )
