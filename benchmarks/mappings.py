@@ -198,5 +198,5 @@ def benchmarks() -> Iterator[Benchmark]:
                     peer=peer,
                     goal=goal,
                     setup=partial(setup, mode),
-                    rounds=5,
+                    rounds=3,  # of 40,000 mappings each
                 )
