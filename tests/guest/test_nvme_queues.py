@@ -157,7 +157,7 @@ def test_arrays_under_load(vfio_device: Find, iommu_mode: str, how: str) -> None
             queue.submit_rows(pieces.table, every, keep=pieces)
             rows = numpy.zeros(64, "<u8")
             total = 0
-            while total < 3000:
+            while total < 1500:
                 count = queue.reap(rows, timeout=20)
                 done = rows[:count].astype(int)
                 assert (blocks[done] == lbas[done][:, None]).all()
