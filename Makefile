@@ -1,5 +1,5 @@
 # The only task runner. Every target does its own set-up; `make` alone says what there is.
-.PHONY: help setup demo bench stress test fuzz lint type unit uapi guest clean
+.PHONY: help setup demo bench stress test fuzz lint type unit uapi guest docs clean
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
@@ -34,6 +34,9 @@ stress: setup ## resets, unplugging and killing under load: for seconds, or MINU
 bench: setup ## ratios against floors and peers; writes benchmarks/results.json and .svg
 	@.ci/setup bench
 	@$(PYTHON) -m benchmarks
+
+docs: setup ## the documentation, as pages in .out/docs; warnings are errors
+	@$(PYTHON) -m sphinx -q -W --keep-going -b html docs .out/docs && echo .out/docs/index.html
 
 lint: setup ## ruff
 	@.venv/bin/ruff check .

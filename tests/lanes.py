@@ -56,9 +56,9 @@ ELSEWHERE = tuple(f"--ignore={test}" for test in NETWORK_TESTS)
 #: What `tests/stress` needs: the first edu and the first NVMe are unplugged, killed and reset.
 STRESS_DEVICES = ("edu", "edu+edu", "nvme,size=64M", "ivshmem")
 
-#: Binding is sysfs and a journal, slow to show and the same everywhere: one kernel shows it, one that has file systems
-#: and network drivers to be in use.
-WITHOUT_BINDING = ("tests/guest", "--ignore=tests/guest/test_binding.py", *ELSEWHERE)
+#: Binding is sysfs and a journal, slow to show and the same everywhere, and so are the programs of the documentation: one
+#: kernel shows them, one that has file systems and network drivers to be in use.
+ONCE = tuple(f"--ignore=tests/guest/test_{name}.py" for name in ("binding", "docs"))
 #: What is shown over iommufd and its stand-ins for containers too.
 EVERY_MODE = tuple(
     f"tests/guest/test_{name}.py"
@@ -113,8 +113,9 @@ LANES = (
     Lane("unit", ("tests/unit",)),
     Lane("native", ("tests/native",)),
     Lane("uapi", ("tests/uapi",)),
+    Lane("docs", ("tests/docs",)),
     Lane("runner", ("tests/runner",)),
-    Lane("guest-6.1", WITHOUT_BINDING, Guest(kernel="6.1", devices=DEVICES)),
+    Lane("guest-6.1", ("tests/guest", *ONCE, *ELSEWHERE), Guest(kernel="6.1", devices=DEVICES)),
     Lane("guest-6.12", ("tests/guest", *ELSEWHERE), Guest(kernel="6.12", devices=DEVICES)),
     Lane("guest-feature", EVERY_MODE, Guest(kernel="feature", devices=DEVICES)),
     Lane("network-6.12", NETWORK_TESTS, Guest(kernel="6.12", devices=NETWORK)),

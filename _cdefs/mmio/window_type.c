@@ -174,7 +174,7 @@ static PyMethodDef window_methods[] = {
      "zap($self, reason=0, timeout=1.0)\n--\n\n"
      "Take the memory away, with one system call: accessors raise, raw views read all-ones.\n\n"
      "Takes the memory lock for writing for the call, unless this thread holds it already.\n\n"
-     "Args:\n    reason: a REASON_ constant, or any number from 0 up; becomes ``reason`` of the ZappedError.\n"
+     "Args:\n    reason: a ``REASON_`` constant, or any number from 0 up; becomes ``reason`` of the ZappedError.\n"
      "    timeout: seconds to wait for the lock.\n\n"
      "Raises:\n    MemoryLockBusyError: readers did not leave in time.\n    LockOrderError: this thread is a reader.\n"
      "    VfioOSError: mmap failed (errno); the memory is still there."},
@@ -235,10 +235,10 @@ static PyMethodDef window_methods[] = {
 static PyGetSetDef window_properties[] = {
     {"address", get_address, NULL, "First virtual address; 0 once the range was given back.", NULL},
     {"size", get_size, NULL, "Size in bytes, a multiple of 2 MiB; 0 once the range was given back.", NULL},
-    {"state", get_state, NULL, "One of the STATE_ constants.", NULL},
+    {"state", get_state, NULL, "One of the ``STATE_`` constants.", NULL},
     {"generation", get_generation, NULL, "How often the memory was revived.", NULL},
     {"flagged", get_flagged, NULL, "Whether an access found the memory away since the last revive.", NULL},
-    {"flag", get_flag, NULL, "Why it is flagged: one of the FLAG_ constants.", NULL},
+    {"flag", get_flag, NULL, "Why it is flagged: one of the ``FLAG_`` constants.", NULL},
     {"reason", get_reason, NULL, "Why it was zapped: the number given to zap().", NULL},
     {"name", get_name, NULL, "The device's name, for messages.", NULL},
     {"exports", get_exports, NULL, "How many raw views are out.", NULL},
