@@ -56,8 +56,8 @@ ELSEWHERE = tuple(f"--ignore={test}" for test in NETWORK_TESTS)
 #: What `tests/stress` needs: the first edu and the first NVMe are unplugged, killed and reset.
 STRESS_DEVICES = ("edu", "edu+edu", "nvme,size=64M", "ivshmem")
 
-#: Binding is sysfs and a journal, slow to show and the same everywhere, and so are the programs of the documentation: one
-#: kernel shows them, one that has file systems and network drivers to be in use.
+#: Binding is sysfs and a journal, slow to show and the same everywhere, and so are the programs of the documentation:
+#: one kernel shows them, one that has file systems and network drivers to be in use.
 ONCE = tuple(f"--ignore=tests/guest/test_{name}.py" for name in ("binding", "docs"))
 #: What is shown over iommufd and its stand-ins for containers too.
 EVERY_MODE = tuple(
