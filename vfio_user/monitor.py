@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from vfio_user.drivers import Driver
 from vfio_user.errors import BusyError, VfioError, VfioOSError
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.memory import WindowState
@@ -89,9 +90,11 @@ class Monitor:
 
     def _registers(self) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
-        for each in getattr(self._pci.driver, "register_maps", ()):
-            for reading in each(self._pci.bar(each.bar)).snapshot():
-                rows.append({"map": each.__name__, "bar": each.bar, **reading.to_json()})
+        driver = self._pci.driver
+        if isinstance(driver, Driver):
+            for each, bar, base in driver.find_registers(self._pci.config):
+                for reading in each(self._pci.bar(bar), base).snapshot():
+                    rows.append({"map": each.__name__, "bar": bar, **reading.to_json()})
         return rows
 
     # -- the socket

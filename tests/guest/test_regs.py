@@ -83,3 +83,15 @@ def test_the_command() -> None:
         read_registers(testing.device("ivshmem").address)
     with vfio_user.open(testing.device("edu").address) as pci, Edu(pci) as edu:
         assert edu.factorial(5) == 120
+
+
+def test_registers_where_a_capability_says() -> None:
+    (common,) = read_registers(testing.device("virtio-net").address)
+    found = {each.register.name: each.value for each in common.readings}
+    assert common.name == "CommonRegisters"
+    assert found["num_queues"] == 3
+    assert found["device_status"] == 0, "nobody drives it"
+    (igb,) = read_registers(testing.device("igb").address)
+    values = {each.register.name: each.value for each in igb.readings}
+    assert values["icr"] is None, "reading it clears it"
+    assert values["ral0"]

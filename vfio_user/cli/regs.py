@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from vfio_user.cli.console import console
 from vfio_user.cli.progress import working
-from vfio_user.inventory.readings import MapReading, read_registers, register_maps
+from vfio_user.inventory.readings import MapReading, driver_of, read_registers
 from vfio_user.kernel import sysfs
 
 __all__ = ["add"]
@@ -49,7 +49,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.describe:
-        for each in register_maps(sysfs.pci_function(arguments.address), arguments.driver):
+        for each in driver_of(sysfs.pci_function(arguments.address), arguments.driver).register_maps:
             print(each.describe())
         return 0
     with working(f"reading {arguments.address}"):

@@ -167,6 +167,15 @@ class RegisterValue(int):
             taken |= each.mask
 
     @classmethod
+    def of_flags(cls, flags: type[enum.IntFlag]) -> type[Self]:
+        """Make a class whose fields are the members of an enumeration: for drivers that work with such flags."""
+        fields: dict[str, object] = {"__doc__": flags.__doc__, "__slots__": ()}
+        for name, member in flags.__members__.items():
+            low = (member & -member).bit_length() - 1
+            fields[name.lower()] = Field(low, member.bit_length() - 1, doc=name.lower().replace("_", " ") + ".")
+        return type(flags.__name__, (cls,), fields)
+
+    @classmethod
     def field(cls, name: str) -> Field[object]:
         """Give a field by its name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
@@ -9,6 +10,7 @@ from vfio_user.addresses import PciId
 from vfio_user.device.regmap import RegisterMap
 from vfio_user.device.reset import ResetListener
 from vfio_user.errors import BusyError, UnsupportedError
+from vfio_user.pci.config import ConfigSpace
 from vfio_user.pci.device import PciDevice
 
 __all__ = ["Driven", "Driver", "DriverBase"]
@@ -39,7 +41,7 @@ class DriverBase:
     """
 
     register_maps: ClassVar[tuple[type[RegisterMap], ...]] = ()
-    """The maps of its registers, for ``vfio-user regs`` and ``vfio-user watch``."""
+    """The maps of its registers, for ``vfio-user regs`` and ``vfio-user watch``; see `Driver.find_registers`."""
 
     def __init__(self, device: Driven) -> None:
         """Take a device, which is not touched yet."""
@@ -146,6 +148,14 @@ class Driver(DriverBase):
         super().__init__(pci)
         self.pci = pci
         """The device that it drives."""
+
+    @classmethod
+    def find_registers(cls, config: ConfigSpace) -> Iterator[tuple[type[RegisterMap], int, int]]:
+        """Give each of its register maps with BAR and offset, for a device with this configuration space.
+
+        By default they are `register_maps`, at the start of the BAR that each names.
+        """
+        return ((each, each.bar, 0) for each in cls.register_maps)
 
     @classmethod
     def matches(cls, pci: PciDevice) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vfio_user.binding.state import expected_nodes
 from vfio_user.errors import MalformedReplyError, UnsupportedError, VfioError
-from vfio_user.inventory.readings import live_registers, register_maps
+from vfio_user.inventory.readings import driver_of, live_registers
 from vfio_user.kernel.sysfs import PciFunction
 from vfio_user.monitor import ask
 from vfio_user.pci import Command
@@ -95,14 +95,14 @@ def observe(function: PciFunction) -> Observation:
 
 def _live(function: PciFunction, notes: list[str]) -> Iterator[dict[str, Any]]:
     try:
-        maps = register_maps(function)
+        driver = driver_of(function)
     except UnsupportedError:
         return  # nobody has declared any
     try:
-        with live_registers(function, maps) as laid:
-            for each in laid:
+        with live_registers(function, driver) as laid:
+            for each, bar in laid:
                 for reading in each.snapshot():
-                    yield {"map": type(each).__name__, "bar": each.bar, **reading.to_json()}
+                    yield {"map": type(each).__name__, "bar": bar, **reading.to_json()}
     except VfioError as error:
         notes.append(f"registers: {error}")
 

@@ -19,10 +19,10 @@ from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.sysfs import PciFunction
 from vfio_user.memory import Mmio, Window
 from vfio_user.pci import Command
-from vfio_user.pci.frozen import read_config
+from vfio_user.pci.frozen import FrozenConfig, read_config
 from vfio_user.session import open as open_device
 
-__all__ = ["MapReading", "live_registers", "read_registers", "register_maps"]
+__all__ = ["MapReading", "driver_of", "live_registers", "read_registers"]
 
 _STRICT = (
     "This kernel keeps device memory that a driver uses to itself (CONFIG_IO_STRICT_DEVMEM): boot with iomem=relaxed "
@@ -43,12 +43,12 @@ class MapReading:
     """Its registers, ordered by offset."""
 
 
-def register_maps(function: PciFunction, driver: str | None = None) -> tuple[type[RegisterMap], ...]:
-    """Give the register maps of a device.
+def driver_of(function: PciFunction, driver: str | None = None) -> type[Driver]:
+    """Give the driver class that has declared a device's registers.
 
     Args:
-        function: which one.
-        driver: a driver class that has them, ``"my_package:MyDriver"``; by default this package's own for the device.
+        function: which device.
+        driver: the class, as ``"my_package:MyDriver"``; by default this package's own for the device.
 
     Raises:
         UnsupportedError: nobody has declared any.
@@ -64,7 +64,7 @@ def register_maps(function: PciFunction, driver: str | None = None) -> tuple[typ
             f"no register map for {function.name} ({function.vendor:04x}:{function.device:04x}): name a driver class "
             "that has one, as MODULE:CLASS"
         )
-    return found.register_maps
+    return found
 
 
 def read_registers(
@@ -79,7 +79,7 @@ def read_registers(
         address: which one.
         live: read them through sysfs instead, beside the process that drives it.
         everything: also those whose reading changes the device; not with ``live``.
-        driver: see `register_maps`.
+        driver: see `driver_of`.
 
     Raises:
         UnsupportedError: there is no register map.
@@ -87,17 +87,18 @@ def read_registers(
         MemoryDisabledError: with ``live``: its memory is switched off now, or it sleeps.
     """
     function = sysfs.pci_function(address)
-    maps = register_maps(function, driver)
+    declared = driver_of(function, driver)
     if live:
-        with live_registers(function, maps) as laid:
-            return tuple(_reading(each, each.bar) for each in laid)
+        with live_registers(function, declared) as laid:
+            return tuple(_reading(each, bar) for each, bar in laid)
     with open_device(function.address, allow_noiommu=True) as pci:
-        return tuple(_reading(each(pci.bar(each.bar)), each.bar, everything) for each in maps)
+        places = declared.find_registers(pci.config)
+        return tuple(_reading(each(pci.bar(bar), base), bar, everything) for each, bar, base in places)
 
 
 @contextmanager
-def live_registers(function: PciFunction, maps: tuple[type[RegisterMap], ...]) -> Iterator[tuple[RegisterMap, ...]]:
-    """Map BARs through sysfs, read-only, and lay register maps over them, for a ``with`` block.
+def live_registers(function: PciFunction, driver: type[Driver]) -> Iterator[list[tuple[RegisterMap, int]]]:
+    """Map BARs through sysfs, read-only, and lay register maps over them, for a ``with`` block; give maps and BARs.
 
     Nobody else is disturbed, as long as only registers are read whose reading changes nothing. Needs root.
 
@@ -105,14 +106,14 @@ def live_registers(function: PciFunction, maps: tuple[type[RegisterMap], ...]) -
         VfioOSError: EINVAL or EPERM where the kernel does not allow it; the message says what would.
         MemoryDisabledError: its memory is switched off now, or it sleeps.
     """
-    _require_awake(function)
+    places = list(driver.find_registers(_require_awake(function)))
     with ExitStack() as stack:
-        bars = {number: stack.enter_context(_mapped(function, number)) for number in {each.bar for each in maps}}
-        yield tuple(each(bars[each.bar]) for each in maps)
+        bars = {bar: stack.enter_context(_mapped(function, bar)) for bar in {bar for _, bar, _ in places}}
+        yield [(each(bars[bar], base), bar) for each, bar, base in places]
 
 
-def _require_awake(function: PciFunction) -> None:
-    """Refuse a device that does not answer in memory space now.
+def _require_awake(function: PciFunction) -> FrozenConfig:
+    """Refuse a device that does not answer in memory space now; give its configuration space.
 
     Raises:
         MemoryDisabledError: decoding is off, or it sleeps.
@@ -123,6 +124,7 @@ def _require_awake(function: PciFunction) -> None:
     config = read_config(function.path)
     if config is None or not config.command & Command.MEMORY:
         raise MemoryDisabledError(f"memory decoding of {function.name} is off; its registers are not there")
+    return config
 
 
 @contextmanager

@@ -14,9 +14,11 @@ from vfio_user import PciDevice
 from vfio_user.device.regmap import Register, RegisterMap
 from vfio_user.device.regvalue import Access, Field, RegisterValue
 from vfio_user.drivers.edu import Edu, EduRegisters
+from vfio_user.drivers.igb import Igb
 from vfio_user.drivers.known import driver_for, load_driver
 from vfio_user.drivers.nvme import NvmeController
 from vfio_user.drivers.nvme.registers import NvmeRegisters, StatusRegister
+from vfio_user.drivers.virtio import VirtioNet
 from vfio_user.errors import ArgumentError, BoundsError, ClosedError, MemoryDisabledError, UnsupportedError
 from vfio_user.pci import Command
 
@@ -222,3 +224,19 @@ def test_registers_follow_the_memory_lock(pci: PciDevice) -> None:
     pci.close()
     with pytest.raises(ClosedError):
         regs.double.read()
+
+
+class Flags(enum.IntFlag):
+    """What it does."""
+
+    GO = 1
+    SPEED = 3 << 6
+
+
+def test_fields_out_of_an_enumeration_of_bits() -> None:
+    kind = RegisterValue.of_flags(Flags)
+    assert repr(kind(0x81)) == "<Flags 0x81: go=1 speed=2>"
+    assert kind.field("speed").doc == "speed."
+    assert driver_for(0x8086, 0x10C9, 0x020000) is Igb
+    assert driver_for(0x1AF4, 0x1041, 0x020000) is VirtioNet
+    assert "`queue_enable`" in VirtioNet.register_maps[0].describe()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from vfio_user.drivers.resettable import ResettableDriver
@@ -12,14 +12,17 @@ from vfio_user.drivers.virtio.errors import VirtioNeedsResetError, VirtioNotRunn
 from vfio_user.drivers.virtio.features import DeviceStatus, Feature
 from vfio_user.drivers.virtio.layout import QueueLayout
 from vfio_user.drivers.virtio.queue import SplitQueue
+from vfio_user.drivers.virtio.registers import CommonRegisters
 from vfio_user.drivers.virtio.service import QueueService
-from vfio_user.drivers.virtio.transport import NO_VECTOR, PciTransport
+from vfio_user.drivers.virtio.transport import NO_VECTOR, PciTransport, find_common
 from vfio_user.iommu import IommuMode
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from vfio_user.device.regmap import RegisterMap
     from vfio_user.device.vector import IrqVector
+    from vfio_user.pci.config import ConfigSpace
     from vfio_user.pci.device import PciDevice
 
 __all__ = ["VirtioDevice"]
@@ -46,12 +49,21 @@ class VirtioDevice(ResettableDriver):
 
     _not_running = VirtioNotRunningError
 
+    register_maps = (CommonRegisters,)
+
     transport: PciTransport
     """The device's registers."""
     features: int
     """The features that are in use."""
     config_vector: IrqVector | None
     """The interrupt that tells of changes of the configuration; `None` when polling."""
+
+    @classmethod
+    def find_registers(cls, config: ConfigSpace) -> Iterator[tuple[type[RegisterMap], int, int]]:
+        """Give the common configuration, where its capability says."""
+        common = find_common(config)
+        if common is not None:
+            yield CommonRegisters, common.bar, common.offset
 
     def __init__(
         self, pci: PciDevice, *, interrupts: bool = True, queue_size: int = 256, timeout: float = 30.0

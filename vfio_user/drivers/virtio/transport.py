@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_user.drivers.virtio.errors import VirtioDeadlineError, VirtioError, VirtioUnsupportedError
 from vfio_user.drivers.virtio.features import DeviceStatus, Feature
+from vfio_user.drivers.virtio.registers import CommonRegisters
 from vfio_user.errors import BoundsError, DeviceGoneError, MalformedReplyError
 from vfio_user.pci.config import CapabilityId
 
 if TYPE_CHECKING:
     from vfio_user.drivers.virtio.queue import SplitQueue
+    from vfio_user.pci.config import ConfigSpace
     from vfio_user.pci.device import PciDevice
 
-__all__ = ["NO_VECTOR", "PciTransport", "Structure", "find_structures"]
+__all__ = ["NO_VECTOR", "PciTransport", "Structure", "find_common", "find_structures", "walk"]
 
 # Types of structures (4.1.4).
 _COMMON, _NOTIFY, _ISR, _DEVICE = 1, 2, 3, 4
 _CAPABILITY_SIZE = 16
 _COMMON_SIZE = 0x38
-
-# Fields of the common configuration (4.1.4.3).
-_DEVICE_FEATURE_SELECT, _DEVICE_FEATURE = 0x00, 0x04
-_DRIVER_FEATURE_SELECT, _DRIVER_FEATURE = 0x08, 0x0C
-_CONFIG_VECTOR, _NUM_QUEUES = 0x10, 0x12
-_STATUS, _GENERATION = 0x14, 0x15
-_QUEUE_SELECT, _QUEUE_SIZE, _QUEUE_VECTOR = 0x16, 0x18, 0x1A
-_QUEUE_ENABLE, _QUEUE_NOTIFY_OFF = 0x1C, 0x1E
-_QUEUE_ADDRESSES = 0x20
 
 NO_VECTOR = 0xFFFF
 """No interrupt: VIRTIO_MSI_NO_VECTOR (4.1.5.1.2)."""
@@ -53,30 +46,47 @@ class Structure:
     """For notifications: bytes between those of two queues."""
 
 
-def find_structures(pci: PciDevice) -> dict[int, Structure]:
-    """Walk the vendor capabilities and give the first structure of each type (4.1.4).
+def walk(config: ConfigSpace, name: str) -> Iterator[tuple[int, Structure]]:
+    """Walk the vendor capabilities: type and place of each structure, as the device says it (4.1.4).
 
     Raises:
-        MalformedReplyError: a capability is too short, or names a place outside of its BAR.
+        MalformedReplyError: a capability is too short.
     """
-    found: dict[int, Structure] = {}
-    config = pci.config
     for capability in config.capabilities():
         if capability.identity != CapabilityId.VENDOR:
             continue
         at = capability.offset
         size, kind, bar = config.read8(at + 2), config.read8(at + 3), config.read8(at + 4)
-        if kind not in (_COMMON, _NOTIFY, _ISR, _DEVICE) or kind in found or bar > 5:
+        if kind not in (_COMMON, _NOTIFY, _ISR, _DEVICE) or bar > 5:
             continue  # others are reserved, to be ignored
         if size < _CAPABILITY_SIZE + (4 if kind == _NOTIFY else 0):
-            raise MalformedReplyError(f"{pci.name}: the virtio capability at {at:#x} has {size} bytes")
-        offset, length = config.read32(at + 8), config.read32(at + 12)
-        region = pci.bars[bar]
-        if region is None or offset + length > region.size:
+            raise MalformedReplyError(f"{name}: the virtio capability at {at:#x} has {size} bytes")
+        multiplier = config.read32(at + 16) if kind == _NOTIFY else 0
+        yield kind, Structure(bar, config.read32(at + 8), config.read32(at + 12), multiplier)
+
+
+def find_common(config: ConfigSpace) -> Structure | None:
+    """Give the place of the common configuration; `None` for a legacy device."""
+    return next((structure for kind, structure in walk(config, "virtio") if kind == _COMMON), None)
+
+
+def find_structures(pci: PciDevice) -> dict[int, Structure]:
+    """Give the first structure of each type.
+
+    Raises:
+        MalformedReplyError: a capability is too short, or names a place outside of its BAR.
+    """
+    found: dict[int, Structure] = {}
+    for kind, structure in walk(pci.config, pci.name):
+        if kind in found:
+            continue
+        region = pci.bars[structure.bar]
+        if region is None or structure.offset + structure.size > region.size:
             raise MalformedReplyError(
-                f"{pci.name}: virtio structure {kind} is at {offset:#x} of BAR {bar}, {length:#x} bytes: outside of it"
+                f"{pci.name}: virtio structure {kind} is at {structure.offset:#x} of BAR {structure.bar}, "
+                f"{structure.size:#x} bytes: outside of it"
             )
-        found[kind] = Structure(bar, offset, length, config.read32(at + 16) if kind == _NOTIFY else 0)
+        found[kind] = structure
     return found
 
 
@@ -108,7 +118,7 @@ class PciTransport:
         common = structures[_COMMON]
         if common.size < _COMMON_SIZE:
             raise MalformedReplyError(f"{self.name}: its common structure has {common.size:#x} bytes")
-        self._bar, self._base = pci.bar(common.bar), common.offset
+        self._common = CommonRegisters(pci.bar(common.bar), common.offset)
         self._notify = structures[_NOTIFY]
         self._notify_bar = pci.bar(self._notify.bar)
         self._config = structures.get(_DEVICE)
@@ -123,7 +133,7 @@ class PciTransport:
         Raises:
             DeviceGoneError: it reads as all-ones.
         """
-        value = self._bar.read8(self._base + _STATUS)
+        value = self._common.device_status.read()
         if value == _GONE:
             raise DeviceGoneError(
                 f"{self.name} reads as all-ones: it was unplugged, lost power, or its memory decoding is off"
@@ -135,7 +145,7 @@ class PciTransport:
         value = self.status
         for bit in bits:
             value |= bit
-        self._bar.write8(self._base + _STATUS, value)
+        self._common.device_status.write(value)
 
     def reset(self) -> None:
         """Reset the device (2.4, 4.1.4.3.1): no DMA, no interrupts, no queues afterwards.
@@ -144,7 +154,7 @@ class PciTransport:
             VirtioDeadlineError: it does not say that it is done.
             DeviceGoneError: it reads as all-ones.
         """
-        self._bar.write8(self._base + _STATUS, 0)
+        self._common.device_status.write(0)
         deadline = time.monotonic() + _RESET_TIMEOUT
         while self.status:
             if time.monotonic() >= deadline:
@@ -157,8 +167,8 @@ class PciTransport:
         """Read what the device offers, 64 bits."""
         features = 0
         for half in range(2):
-            self._bar.write32(self._base + _DEVICE_FEATURE_SELECT, half)
-            features |= self._bar.read32(self._base + _DEVICE_FEATURE) << 32 * half
+            self._common.device_feature_select.write(half)
+            features |= self._common.device_feature.read() << 32 * half
         return features
 
     def negotiate(self, wanted: int, needed: int) -> int:
@@ -181,8 +191,8 @@ class PciTransport:
             raise VirtioUnsupportedError(f"{self.name} lacks {names}{hint}")
         features = offered & (wanted | needed)
         for half in range(2):
-            self._bar.write32(self._base + _DRIVER_FEATURE_SELECT, half)
-            self._bar.write32(self._base + _DRIVER_FEATURE, features >> 32 * half & 0xFFFF_FFFF)
+            self._common.driver_feature_select.write(half)
+            self._common.driver_feature.write(features >> 32 * half & 0xFFFF_FFFF)
         self.set_status(DeviceStatus.FEATURES_OK)
         if not self.status & DeviceStatus.FEATURES_OK:
             raise VirtioUnsupportedError(f"{self.name} refuses the features {features:#x}; it offered {offered:#x}")
@@ -193,12 +203,12 @@ class PciTransport:
     @property
     def num_queues(self) -> int:
         """How many queues it can have."""
-        return self._bar.read16(self._base + _NUM_QUEUES)
+        return self._common.num_queues.read()
 
     def max_queue_size(self, index: int) -> int:
         """Tell the most descriptors of a queue; 0 when there is no such queue."""
-        self._bar.write16(self._base + _QUEUE_SELECT, index)
-        return self._bar.read16(self._base + _QUEUE_SIZE)
+        self._common.queue_select.write(index)
+        return self._common.queue_size.read()
 
     def notifier(self, index: int) -> Callable[[], None]:
         """Give what notifies the device of buffers in a queue (4.1.5.2).
@@ -206,8 +216,8 @@ class PciTransport:
         Raises:
             MalformedReplyError: its place is outside of the structure.
         """
-        self._bar.write16(self._base + _QUEUE_SELECT, index)
-        place = self._bar.read16(self._base + _QUEUE_NOTIFY_OFF) * self._notify.multiplier
+        self._common.queue_select.write(index)
+        place = self._common.queue_notify_off.read() * self._notify.multiplier
         if place + 2 > self._notify.size:
             raise MalformedReplyError(f"{self.name}: queue {index} is notified at {place:#x}, outside of the structure")
         write, offset = self._notify_bar.write16, self._notify.offset + place
@@ -223,17 +233,21 @@ class PciTransport:
         Raises:
             VirtioError: the device has no room for the vector.
         """
-        bar, base = self._bar, self._base
-        bar.write16(base + _QUEUE_SELECT, index)
-        bar.write16(base + _QUEUE_SIZE, queue.size)
-        bar.write16(base + _QUEUE_VECTOR, vector)
-        if bar.read16(base + _QUEUE_VECTOR) != vector:
+        common = self._common
+        common.queue_select.write(index)
+        common.queue_size.write(queue.size)
+        common.queue_vector.write(vector)
+        if common.queue_vector.read() != vector:
             raise VirtioError(f"{self.name} has no resources for vector {vector} of queue {index}")
-        addresses = (queue.descriptors_iova, queue.available_iova, queue.used_iova)
-        for number, iova in enumerate(addresses):  # as halves: 64-bit fields need not take 64-bit accesses (4.1.3.1)
-            bar.write32(base + _QUEUE_ADDRESSES + 8 * number, iova & 0xFFFF_FFFF)
-            bar.write32(base + _QUEUE_ADDRESSES + 8 * number + 4, iova >> 32)
-        bar.write16(base + _QUEUE_ENABLE, 1)
+        # As halves: 64-bit fields need not take 64-bit accesses (4.1.3.1).
+        for low, high, iova in (
+            (common.queue_desc_low, common.queue_desc_high, queue.descriptors_iova),
+            (common.queue_driver_low, common.queue_driver_high, queue.available_iova),
+            (common.queue_device_low, common.queue_device_high, queue.used_iova),
+        ):
+            low.write(iova & 0xFFFF_FFFF)
+            high.write(iova >> 32)
+        common.queue_enable.write(1)
 
     # -- configuration
 
@@ -243,8 +257,8 @@ class PciTransport:
         Raises:
             VirtioError: the device has no room for the vector.
         """
-        self._bar.write16(self._base + _CONFIG_VECTOR, vector)
-        if self._bar.read16(self._base + _CONFIG_VECTOR) != vector:
+        self._common.config_vector.write(vector)
+        if self._common.config_vector.read() != vector:
             raise VirtioError(f"{self.name} has no resources for vector {vector}")
 
     def read_config(self, offset: int, width: int) -> int:
@@ -268,7 +282,7 @@ class PciTransport:
         raise VirtioDeadlineError(f"{self.name}: its configuration changes faster than it can be read")
 
     def _generation(self) -> int:
-        return self._bar.read8(self._base + _GENERATION)
+        return self._common.config_generation.read()
 
     def __repr__(self) -> str:
         return f"<PciTransport {self.name}>"
