@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +44,9 @@ class Trace:
         """Register accesses that came faster than they could be written."""
         self._records = records
         self._pid = os.getpid()
-        self._events: list[dict[str, object]] = []
-        self._lock = threading.Lock()
+        # Without a lock: the garbage collector may unmap a buffer, which is traced, at any moment.
+        self._events: deque[dict[str, object]] = deque()
+        self._failure: OSError | None = None
         self._threads: dict[int, str] = {}
         self._file: IO[str] | None = None
         self._stop = threading.Event()
@@ -81,8 +83,7 @@ class Trace:
 
     def _add(self, event: dict[str, object], arguments: dict[str, object]) -> None:
         event["pid"], event["tid"], event["args"] = self._pid, threading.get_native_id(), arguments
-        with self._lock:
-            self._events.append(event)
+        self._events.append(event)
 
     # -- the file
 
@@ -115,19 +116,26 @@ class Trace:
         self._writer.join()
         _mmio.trace_stop()
         assert self._file is not None
-        self._file.write("\n]}\n")
-        self._file.close()
+        try:
+            self._file.write("\n]}\n")
+            self._file.close()
+        except OSError as error:
+            self._failure = self._failure or error
+        if self._failure is not None and kind is None:
+            raise VfioOSError(self._failure.errno or 0, f"write {self.path}") from self._failure
 
     def _write_on(self) -> None:
         stopped = False
         while not stopped:
             stopped = self._stop.wait(_PERIOD)
-            self._write_what_there_is()
+            try:
+                self._write_what_there_is()
+            except OSError as error:  # the disk is full; what is traced goes on
+                self._failure = self._failure or error
 
     def _write_what_there_is(self) -> None:
         assert self._file is not None
-        with self._lock:
-            events, self._events = self._events, []
+        events = [self._events.popleft() for _ in range(len(self._events))]
         data, names, lost = _mmio.trace_drain()
         if lost:
             self.lost += lost
@@ -208,6 +216,6 @@ def trace(path: str | os.PathLike[str], *, records: int = _DEFAULT_RECORDS) -> T
 
     Raises:
         BusyError: a trace is being recorded already.
-        VfioOSError: the file can't be written.
+        VfioOSError: the file can't be written, at the beginning or later; then the block has run all the same.
     """
     return Trace(path, records=records)

@@ -165,6 +165,22 @@ def test_the_bodys_error_goes_on_and_the_file_is_whole(tmp_path: Path) -> None:
     assert [each["name"] for each in of(file, "mark")] == ["before"]
 
 
+def test_a_disk_that_is_full_is_told_at_the_end() -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        with vfio_user.trace("/dev/full") as trace:
+            for _ in range(1000):
+                trace.mark("x" * 100)
+            done.append(1)
+
+    with pytest.raises(VfioOSError, match="ENOSPC"):
+        work()
+    assert done == [1]
+    assert tracing.sink is None
+    assert _mmio.trace_drain() == (b"", [], 0)
+
+
 def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
 

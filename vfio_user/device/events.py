@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vfio_user.errors import ArgumentError, ClosedError, DeadlineError
 from vfio_user.kernel.fd import OwnedFd
+from vfio_user.memory.lock import require_no_section
 
 if TYPE_CHECKING:
     from vfio_user.device.irq import IrqIndex
@@ -191,6 +192,7 @@ class DeviceEvents:
             DeadlineError: none came within ``timeout`` seconds.
             ClosedError: the device is closed, before or meanwhile.
             BusyError: see `arm`.
+            LockOrderError: this thread is inside of a read section, which would keep the device from being released.
         """
         if not 0 <= timeout < math.inf:
             raise ArgumentError(f"timeout {timeout} is not a number of seconds from 0 on")
@@ -224,6 +226,7 @@ class DeviceEvents:
                 yield event
 
     def _next(self, deadline: float | None, stopped: Callable[[], bool]) -> DeviceEvent | None:
+        require_no_section("waiting for events")
         while not stopped():
             event = self.poll()
             if event is not None:

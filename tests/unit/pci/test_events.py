@@ -18,7 +18,7 @@ from tests.unit.fake_device import CONFIG, ERR, FIXED, MSI, REQ, FakeDevice
 from tests.unit.threads import start
 from vfio_user import DeviceEvent, EventKind, IrqVector, PciDevice
 from vfio_user.drivers import Driver
-from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError
+from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError, LockOrderError
 from vfio_user.pci import Command
 
 REQUEST = DeviceEvent(EventKind.REQUEST, ADDRESS)
@@ -96,6 +96,8 @@ def test_each_event_is_told_once(device: FakeDevice, pci: PciDevice) -> None:
         pci.events.wait(0.01)
     with pytest.raises(ArgumentError):
         pci.events.wait(-1)
+    with pci.bar(0).access(), pytest.raises(LockOrderError, match="leave access"):
+        pci.events.wait(0.01)
 
 
 def test_a_device_that_is_gone_says_so_once(device: FakeDevice, pci: PciDevice) -> None:
