@@ -89,7 +89,10 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--trace", type=Path, metavar="FILE", help="record what the command does to devices, for ui.perfetto.dev"
     )
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    wanted = next((COMMANDS[word] for word in words[:3] if word in COMMANDS), None)
+    # The first word that is neither an option nor an option's value.
+    pairs = zip(("", *words), words, strict=False)
+    first = next((word for before, word in pairs if word[:1] != "-" and before != "--trace"), "")
+    wanted = COMMANDS.get(first)
     for module in dict.fromkeys(COMMANDS.values()) if wanted is None else [wanted]:
         importlib.import_module(f"vfio_user.cli.{module}").add(subparsers)
     return parser
