@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vfio_user
-from tests.guest.driven import driven_edu, wait_for
+from tests.guest.driven import driven_edu
 from tests.guest.terminal import CTRL_C, Terminal
 from vfio_user import testing
 from vfio_user.drivers.edu import Edu
@@ -104,17 +104,3 @@ def test_ctrl_c_in_the_middle_of_a_transfer_leaves_the_device_clean(edu: str, tm
         assert "interrupted" in terminal.text
         assert "Traceback" not in terminal.text
     assert trace.read_text().endswith("]}\n"), "the trace is whole all the same"
-
-
-def test_what_takes_long_says_so_and_ctrl_c_ends_it(edu: str) -> None:
-    """The kernel waits for the driver before it unbinds; who interrupts that gets the device back as it was."""
-    with driven_edu(monitor=False) as driven:
-        with run("unbind", edu, "--force-in-use", "open", "--timeout", "100") as terminal:
-            terminal.expect("unbinding: 2 s (Ctrl-C ends it)")
-            terminal.press(CTRL_C)
-            assert terminal.finish() == 130
-        assert driven.factorial(5) == 120, "the driver still has it"
-    wait_for(lambda: sysfs.pci_function(edu).driver == "vfio-pci", 60)
-    with run("restore", "--list") as terminal:
-        assert terminal.finish() == 0
-        assert "nothing is recorded" in terminal.text

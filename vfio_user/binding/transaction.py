@@ -15,8 +15,9 @@ from vfio_user.binding.moves import Fate, attach, ensure_driver, judge, put_back
 from vfio_user.binding.record import Record
 from vfio_user.binding.state import read_state
 from vfio_user.binding.uses import Use, UseKind, uses
-from vfio_user.errors import ArgumentError, BindError, BusyError, InUseError, VfioError
+from vfio_user.errors import ArgumentError, BindError, BusyError, DeadlineError, InUseError, VfioError
 from vfio_user.kernel import sysfs
+from vfio_user.kernel.writes import outstanding
 
 __all__ = ["Binding", "Order", "choose", "deadline_after", "make_order", "refuse_in_use", "run", "use_kinds"]
 
@@ -200,6 +201,9 @@ def _paths(function: sysfs.PciFunction, order: Order) -> tuple[str, ...]:
 
 def _undo(order: Order, function: sysfs.PciFunction, record: Record, earlier: Record | None) -> None:
     put_back(function, record, time.monotonic() + min(order.timeout, _ROLLBACK))
+    if outstanding():
+        # The device looks as before, and will not when the kernel comes to it: the record has to stay.
+        raise DeadlineError(f"the kernel has yet to change {function.address}; vfio-user restore puts it back then")
     if earlier is None:
         order.journal.remove(function.address)
     else:

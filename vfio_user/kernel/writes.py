@@ -8,6 +8,7 @@ it does not come back, this process is free to say so.
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from vfio_user.errors import DeadlineError, VfioOSError
 
-__all__ = ["write"]
+__all__ = ["outstanding", "write"]
+
+_left: set[int] = set()
 
 # Its exit code is the errno: what was written either arrived whole or not at all.
 _HELPER = """
@@ -66,7 +69,20 @@ def _wait(helper: subprocess.Popen[bytes], deadline: float) -> int | None:
         return helper.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         helper.returncode = 0  # it may never end: nobody is to wait for it, nor to warn that nobody did
+        _left.add(helper.pid)
         return None
+
+
+def outstanding() -> bool:
+    """Tell whether a write of this process that was given up is still being made; what it changes is to come yet."""
+    for pid in tuple(_left):
+        try:
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                return True
+        except ChildProcessError:
+            pass  # somebody else has waited for it
+        _left.discard(pid)
+    return False
 
 
 def _refused(code: int, path: Path, text: str) -> VfioOSError:

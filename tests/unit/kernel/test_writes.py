@@ -68,3 +68,16 @@ def test_an_interrupt_lets_the_write_end_first(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [b"x"]
+
+
+def test_a_write_that_was_given_up_is_known_to_come_yet(tmp_path: Path) -> None:
+    fifo = tmp_path / "unbind"
+    os.mkfifo(fifo)  # opening it for writing waits for a reader, as the kernel waits for who has the device open
+    with pytest.raises(DeadlineError):
+        writes.write(fifo, "0000:01:00.0", time.monotonic() + 0.2)
+    assert writes.outstanding()
+    assert fifo.read_text() == "0000:01:00.0"
+    deadline = time.monotonic() + 20
+    while writes.outstanding():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
