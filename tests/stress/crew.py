@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 __all__ = ["Crew"]
 
-_LEAST = 10  # a busy machine does few in a second
+_LEAST = 6  # a busy machine does few in a second
 
 
 class Crew:
@@ -61,7 +61,7 @@ class Crew:
         return [thread.name for thread in self._threads if thread.is_alive()]
 
     def repeat(self, seconds: float, *steps: Callable[[], object], busy: float = 0.7) -> int:
-        """Do the steps in turn for so many seconds, ten of them at least, while nothing is wrong; give how many.
+        """Do the steps in turn for so many seconds, six of them at least, while nothing is wrong; give how many.
 
         After each ``busy`` seconds everybody gets some work done undisturbed.
         """
