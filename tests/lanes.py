@@ -36,7 +36,7 @@ OUT = TOP / ".out" / "lanes"
 #: Seconds for one test in a guest: emulation on a busy machine is slow, and some tests start programs.
 PATIENCE = 240
 #: What `tests/guest` needs: edu alone, two in one slot, one on the root bus; two NVMe; memory; I/O ports; a slot of two
-#: functions in two groups; one that errors can be injected into.
+#: functions in two groups; one that errors can be injected into; a virtio disk.
 DEVICES = (
     "edu",
     "nvme,size=256M",
@@ -47,6 +47,7 @@ DEVICES = (
     "igb+igb",
     "edu,port=no",
     "virtio-net,aer=on",
+    "virtio-blk",
 )
 #: What network and virtio drivers need: ports on one hub, a disk, and a device that would bypass the IOMMU.
 NETWORK = ("igb+igb", "virtio-net", "virtio-net", "virtio-blk", "virtio-rng", "virtio-rng,iommu_platform=off", "edu")

@@ -20,6 +20,8 @@ RUNS = {
     "nvme_identify.py": (("nvme",), "VU-nvme0"),
     "broker_and_driver.py": (("edu",), "user 65534: register 0 of"),
     "nvme_read_write.py": (("nvme",), "equal"),
+    "packet_generator.py": (("igb0", "igb1"), "every byte right"),
+    "virtio_block.py": (("virtio-blk",), "equal"),
     "mtty_loopback.py": ((), "says b'hello, serial line"),
     "mtty_migrate.py": ((), "says b'not read yet'"),
 }
