@@ -1,10 +1,10 @@
 # The only task runner. Every target does its own set-up; `make` alone says what there is.
-.PHONY: help setup demo bench stress test fuzz lint type unit uapi guest docs clean
+.PHONY: help setup demo bench stress test test-buses fuzz lint type unit uapi guest docs clean
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 setup: ## system packages (apt) and .venv; quick when nothing changed
 	@.ci/setup
@@ -23,6 +23,9 @@ uapi: setup ## declarations against the newest kernel headers
 
 guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
 	@$(PYTHON) tests/lanes.py runner 'guest-*' 'network-*' 'no-*'
+
+test-buses: setup ## tests of the other buses, in guests of arm64 and s390x; builds their kernels the first time
+	@$(PYTHON) tests/lanes.py 'arm64*' s390x
 
 fuzz: setup ## hostile bytes for all that is read of the kernel, guided by coverage, for 2 minutes (needs atheris)
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install -q --disable-pip-version-check --group fuzz

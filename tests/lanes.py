@@ -73,6 +73,17 @@ EVERY_MODE = {
     }.items()
 }
 
+#: What `tests/buses` needs on arm64, and what of it needs no IOMMU.
+SOLDERED = ("pl031", "flash", "virtio-rng-mmio")
+ARM64 = (*SOLDERED, "edu", "nvme,size=256M", "nvme,size=64M")
+ON_ARM64 = tuple(f"tests/buses/test_{name}.py" for name in ("clock", "flash", "entropy", "platform"))
+ON_ARM64_PCI = (
+    *("tests/buses/test_smmu.py", "tests/guest/test_edu.py", "tests/guest/test_nvme.py"),
+    "--deselect=tests/guest/test_nvme.py::test_memory_of_all_kinds",  # that guest's root has no numpy
+)
+#: On s390x also what is written down as bytes: it is the machine with the other byte order.
+ON_S390X = ("tests/unit/ccw",)
+
 #: How the runner says that QEMU ended by a signal.
 _EMULATOR_DIED = "QEMU ended with -"
 
@@ -160,6 +171,9 @@ LANES = (
     Lane("stress-6.12", ("tests/stress",), Guest(kernel="6.12", devices=STRESS_DEVICES), minutes=0.3),
     Lane("stress-feature", ("tests/stress",), Guest(kernel="feature", devices=STRESS_DEVICES), minutes=0.3),
     Lane("demo", command=("demo",)),
+    Lane("arm64", ON_ARM64 + ON_ARM64_PCI, Guest(arch="arm64", devices=ARM64)),
+    Lane("arm64-no-iommu", ON_ARM64, Guest(arch="arm64", iommu="none", devices=SOLDERED)),
+    Lane("s390x", ON_S390X, Guest(arch="s390x", devices=(*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=64M"))),
 )
 
 
@@ -238,7 +252,8 @@ def _command(lane: Lane, junit: str) -> list[str]:
     patience = ["-o", f"timeout={PATIENCE}", "-o", f"faulthandler_timeout={PATIENCE - 10}"] if lane.guest else []
     record = ["-p", "tests.uapi_record"] if lane.guest else []  # for the table in docs/uapi.md
     minutes = [f"--minutes={lane.minutes:g}", "-rP"] if lane.minutes else []  # with what they counted
-    return [sys.executable, "-m", "pytest", "-q", *record, *patience, *report, *minutes, *lane.tests]
+    python = "python3" if lane.guest and lane.guest.machine.foreign else sys.executable
+    return [python, "-m", "pytest", "-q", *record, *patience, *report, *minutes, *lane.tests]
 
 
 def read_junit(lane: str, path: Path) -> Outcome:

@@ -2,7 +2,7 @@
 
 ::
 
-    channel = subchannel("0.0.0005")
+    channel = subchannel_of("0.0.0005")
     with lent(channel):
         instance = channel.create()
         with vfio_user.open_ccw(instance) as ccw:
@@ -27,7 +27,7 @@ from vfio_user.ccw.status import (
     SenseReason,
     StatusControl,
 )
-from vfio_user.ccw.sysfs import Subchannel, subchannel, subchannels
+from vfio_user.ccw.sysfs import Subchannel, subchannel, subchannel_of, subchannels
 
 __all__ = [
     "CCW_OPS",
@@ -51,5 +51,6 @@ __all__ = [
     "StatusControl",
     "Subchannel",
     "subchannel",
+    "subchannel_of",
     "subchannels",
 ]

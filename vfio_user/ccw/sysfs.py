@@ -13,7 +13,7 @@ from vfio_user.kernel import sysfs
 from vfio_user.kernel.busnode import BusNode
 from vfio_user.mdev.sysfs import Mdev, MdevParent
 
-__all__ = ["Subchannel", "subchannel", "subchannels"]
+__all__ = ["Subchannel", "subchannel", "subchannel_of", "subchannels"]
 
 _NAME = re.compile(r"[0-9a-f]{1,2}\.[0-3]\.[0-9a-f]{4}")
 _TYPE = "vfio_ccw-io"
@@ -63,20 +63,30 @@ class Subchannel(BusNode):
 
 
 def subchannel(name: str) -> Subchannel:
-    """Give one subchannel, by its own name or by that of its ccw device.
+    """Give one subchannel by its own name, which may well be that of another subchannel's ccw device.
 
     Raises:
-        ArgumentError: it is no name, or the machine has no such device.
+        ArgumentError: it is no name, or the machine has no such subchannel.
     """
+    return Subchannel.find(_checked(name))
+
+
+def subchannel_of(ccw_device: str) -> Subchannel:
+    """Give the subchannel of a ccw device, by the name of that, while a driver of the kernel has it.
+
+    Raises:
+        ArgumentError: it is no name, or the machine has no such ccw device.
+    """
+    device = sysfs.SYSFS / "bus/ccw/devices" / _checked(ccw_device)
+    if not device.is_dir():
+        raise ArgumentError(f"there is no ccw device {ccw_device} on this machine; lscss lists them")
+    return Subchannel(device.resolve().parent.name)
+
+
+def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ArgumentError(f"{name!r} is not the name of a subchannel or ccw device, such as 0.0.0005")
-    device = sysfs.SYSFS / "bus/ccw/devices" / name
-    if device.is_dir():
-        return Subchannel(device.resolve().parent.name)
-    found = Subchannel(name)
-    if not found.exists():
-        raise ArgumentError(f"there is no subchannel or ccw device {name} on this machine; lscss lists them")
-    return found
+    return name
 
 
 def subchannels() -> tuple[Subchannel, ...]:

@@ -18,7 +18,17 @@ from tests.unit.fake_sysfs import FakeSysfs
 from tests.unit.mdev.conftest import FIRST, FakeMdevBus
 from vfio_user import CcwDevice, VfioDevice
 from vfio_user._uapi import lib
-from vfio_user.ccw import CCW_OPS, ChannelProgram, ChannelProgramError, Function, Orb, SenseId, Subchannel, subchannel
+from vfio_user.ccw import (
+    CCW_OPS,
+    ChannelProgram,
+    ChannelProgramError,
+    Function,
+    Orb,
+    SenseId,
+    Subchannel,
+    subchannel,
+    subchannel_of,
+)
 from vfio_user.errors import ArgumentError, BoundsError, DeadlineError, UnsupportedError, VfioOSError
 
 IO, ASYNC, SCHIB, CRW = range(4)
@@ -196,10 +206,12 @@ def test_subchannels(tree: FakeSysfs) -> None:
     for bus, name, path in (("css", "0.0.0001", folder), ("ccw", "0.0.0005", folder / "0.0.0005")):
         (tree.root / "bus" / bus / "devices").mkdir(parents=True)
         (tree.root / "bus" / bus / "devices" / name).symlink_to(path)
-    assert subchannel("0.0.0005") == subchannel("0.0.0001") == Subchannel("0.0.0001")
+    assert subchannel_of("0.0.0005") == subchannel("0.0.0001") == Subchannel("0.0.0001")
     assert Subchannel("0.0.0001").ccw_device == "0.0.0005"
     with pytest.raises(ArgumentError, match=r"not bound to vfio_ccw \(driver: none\)"):
         Subchannel("0.0.0001").create()
     for wrong in ("", "0.0.0009", "..", "0.0.00001"):
         with pytest.raises(ArgumentError):
             subchannel(wrong)
+        with pytest.raises(ArgumentError):
+            subchannel_of(wrong)

@@ -1,0 +1,52 @@
+"""PCI on s390x: little-endian registers on a big-endian machine, one window of IOVAs, MSI-X only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import vfio_user
+from tests.buses.conftest import Way
+from tests.guest.leaks import nothing_left
+from vfio_user.errors import IovaError
+from vfio_user.kernel.uapi import DeviceCapability
+
+Place = Callable[[str], str]
+WINDOW = (0x1_0000_0000, 0x1_3FFF_FFFF)
+
+
+def test_what_it_is(place: Place, way: Way) -> None:
+    with nothing_left(), vfio_user.open(place("nvme"), **way) as pci:
+        assert (pci.config.vendor_id, pci.config.device_id, pci.config.class_code) == (0x1B36, 0x0010, 0x010802)
+        assert pci.bar(0).read32(0x08) == 0x00010400, "NVMe 1.4"
+        assert pci.bar(0).pread(0x08, 4) == bytes.fromhex("00040100")
+        assert (pci.irqs.intx.count, pci.irqs.msi.count) == (0, 0)
+        assert pci.irqs.msix.count
+        found = {each.identity for each in pci.vdev.info.capabilities}
+        assert {DeviceCapability.ZPCI_BASE, DeviceCapability.ZPCI_GROUP} <= found
+
+
+def test_memory_is_mapped_within_its_window(place: Place, way: Way) -> None:
+    with nothing_left(), vfio_user.open(place("nvme"), **way) as pci:
+        ranges = pci.address_space.iova_ranges
+        assert ranges[0].first == WINDOW[0]
+        assert ranges[-1].last == WINDOW[1]
+        with pci.dma_alloc(1 << 20) as buffer:
+            assert WINDOW[0] <= buffer.iova
+            assert buffer.iova + buffer.size - 1 <= WINDOW[1]
+            with pytest.raises(IovaError):
+                pci.address_space.map(buffer, iova=0x1000)
+        with pytest.raises(IovaError):
+            pci.dma_alloc(4096, iova_limit=1 << 32)
+
+
+def test_registers_are_written(place: Place, way: Way) -> None:
+    with vfio_user.open(place("nvme"), **way) as pci:
+        bar = pci.bar(0)
+        before = bar.read32(0x24)
+        try:
+            bar.write32(0x24, 0x001F001F)  # sizes of the admin queues
+            assert bar.read32(0x24) == 0x001F001F
+        finally:
+            bar.write32(0x24, before)
