@@ -27,7 +27,7 @@ from vfio_user.iommu.token import vf_token
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import PAGE_SIZE, Backing
 from vfio_user.kernel.sysfs import PciFunction
-from vfio_user.kernel.uapi import AtomicCompletion, DeviceFeature, DeviceFlags
+from vfio_user.kernel.uapi import AtomicCompletion, DeviceCapability, DeviceFeature, DeviceFlags
 from vfio_user.memory import ZapReason
 from vfio_user.pci import hot_reset_info
 from vfio_user.pci.capabilities import Zpci, read_atomics, read_zpci
@@ -59,6 +59,8 @@ def _mappable_areas(vdev: VfioDevice, region: RegionInfo) -> tuple[SparseArea, .
     Kernels that say nothing of ``VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`` refuse a mapping that touches the table.
     """
     areas = CORE_OPS.mappable_areas(vdev, region)
+    if any(each.identity == DeviceCapability.ZPCI_BASE for each in vdev.info.capabilities):
+        return ()  # s390x has instructions of its own for PCI memory: a plain load there is an illegal instruction
     if not areas or region.msix_mappable or region.sparse is not None:
         return areas
     table = find_table(vdev)
