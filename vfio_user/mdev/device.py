@@ -6,20 +6,17 @@ import dataclasses
 import errno
 from collections.abc import Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
 from vfio_user.device.base import VfioDevice
+from vfio_user.device.bus import BusDevice
 from vfio_user.device.display import query_plane
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
-from vfio_user.device.reset import LOCK_TIMEOUT, ResetListener, reset_alone
 from vfio_user.errors import MalformedReplyError, UnsupportedError, VfioIoctlError
-from vfio_user.iommu import AddressSpace, DmaBuffer
+from vfio_user.iommu import AddressSpace
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import ioctl, requests
-from vfio_user.kernel.mman import Backing
 from vfio_user.kernel.uapi import DeviceFlags, GfxPlaneType
 from vfio_user.mdev.pci import PciFace
 from vfio_user.mdev.sysfs import Mdev
@@ -62,7 +59,7 @@ MDEV_OPS: DeviceOps = dataclasses.replace(
 """The ops table of mediated devices; a variant driver replaces single entries of it."""
 
 
-class MdevDevice:
+class MdevDevice(BusDevice):
     """A mediated device opened through VFIO; `vfio_user.open_mdev` makes one.
 
     What it looks like is up to the driver that made it: a PCI function mostly, whose parts `pci` names.
@@ -97,32 +94,12 @@ class MdevDevice:
         """
         self.mdev = mdev
         """The instance in sysfs: its parent, its type."""
-        self.address_space = space
-        """What it reaches of memory."""
-        self._owns_space = owns_space
-        self.driver: ResetListener | None = None
-        """The driver that drives it, told of resets; `None` while there is none."""
-        self.vdev = VfioDevice(mdev.name, ops, fd, space)
-        try:
-            self.vdev.register()
-        except BaseException:
-            self.vdev.close()
-            raise
-
-    @property
-    def name(self) -> str:
-        """Its UUID as sysfs spells it."""
-        return self.vdev.name
+        super().__init__(mdev.name, fd, space, ops, owns_space)
 
     @property
     def uuid(self) -> UUID:
         """Its UUID."""
         return self.mdev.uuid
-
-    @property
-    def closed(self) -> bool:
-        """Tell whether it was closed."""
-        return self.vdev.closed
 
     @cached_property
     def pci(self) -> PciFace:
@@ -134,44 +111,3 @@ class MdevDevice:
         if not self.vdev.info.flags & DeviceFlags.PCI:
             raise UnsupportedError(f"{self.name} does not look like a PCI function, but like {self.mdev.device_api}")
         return PciFace(self.vdev)
-
-    def dma_alloc(
-        self, size: int, *, iova_limit: int | None = None, backing: Backing | str = Backing.ANONYMOUS
-    ) -> DmaBuffer:
-        """Allocate memory that the device reaches; see `AddressSpace.alloc`."""
-        return self.address_space.alloc(size, iova_limit=iova_limit, backing=backing)
-
-    def reset(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
-        """Reset it: ``VFIO_DEVICE_RESET``; see `reset_alone`.
-
-        Raises:
-            UnsupportedError: its driver can't.
-            MemoryLockBusyError: a reader did not leave in time; names device and thread. Nothing was reset.
-            NotRestoredError: it was done, but the driver or a peer's mapping did not come back.
-            VfioIoctlError: the kernel refused.
-        """
-        reset_alone(self.vdev, self.driver, lock_timeout)
-
-    def close(self, timeout: float = 10.0) -> None:
-        """Give the device back; closing twice does nothing.
-
-        Raises:
-            DeadlineError: calls are still in it after ``timeout`` seconds; nothing is closed then.
-            MemoryLockBusyError: a reader held the memory lock for as long; call again.
-        """
-        try:
-            self.vdev.close(timeout)
-        finally:
-            if self.closed and self._owns_space:
-                self.address_space.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<MdevDevice {self.name} {self.address_space.mode.value} {self.vdev.state.value}>"
