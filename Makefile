@@ -21,8 +21,8 @@ unit: setup ## tests without a kernel; the C of the memory lock under ThreadSani
 uapi: setup ## declarations against the newest kernel headers
 	@$(PYTHON) tests/lanes.py uapi
 
-guest: setup ## tests on /dev/vfio in QEMU guests, one for each kernel
-	@$(PYTHON) tests/lanes.py runner 'guest-*' 'network-*' 'no-*'
+guest: setup ## tests on /dev/vfio in QEMU guests, of several kernels and IOMMUs
+	@$(PYTHON) tests/lanes.py runner 'guest-*' 'network-*' 'no*' corners amd virtio
 
 test-buses: setup ## tests of the other buses, in guests of arm64 and s390x; builds their kernels the first time
 	@$(PYTHON) tests/lanes.py 'arm64*' s390x

@@ -63,6 +63,7 @@ class Journal:
 
         Raises:
             JournalError: the file is not a record.
+            VfioOSError: it can't be read.
         """
         path = self._path(address)
         try:

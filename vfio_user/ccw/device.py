@@ -154,6 +154,7 @@ class CcwDevice(BusDevice):
         """Run one command that reads, and give what it read; fewer bytes than ``count`` where the device had no more.
 
         Raises:
+            BoundsError: ``count`` is not 1 to 65535.
             ChannelProgramError, VfioOSError, DeadlineError: see `run`.
         """
         if not 1 <= count <= 0xFFFF:

@@ -66,6 +66,7 @@ class DmaLog:
             The page size that the device took.
 
         Raises:
+            ArgumentError: no ranges were given.
             BusyError: it logs already.
             VfioIoctlError: EINVAL when ranges overlap; EOPNOTSUPP, ENOMEM beyond what the device can watch.
         """

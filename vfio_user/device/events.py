@@ -189,6 +189,7 @@ class DeviceEvents:
         """Wait for the next event.
 
         Raises:
+            ArgumentError: ``timeout`` is not a number of seconds from 0 on.
             DeadlineError: none came within ``timeout`` seconds.
             ClosedError: the device is closed, before or meanwhile.
             BusyError: see `arm`.

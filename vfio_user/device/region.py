@@ -95,7 +95,12 @@ class Region:
             return self.vdev.ops.read(self.vdev, self.info.file_offset + offset, size)
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes through the device's file. Raises as `pread` does."""
+        """Write bytes through the device's file.
+
+        Raises:
+            UnsupportedError: the region can't be written.
+            As `pread` does.
+        """
         data = bytes(data)  # first: the items of a memoryview may be larger than bytes
         self._check(offset, len(data))
         if not self.flags & RegionFlags.WRITE:
@@ -244,6 +249,7 @@ class Region:
             The file, which the caller closes.
 
         Raises:
+            ArgumentError: ``parts`` is empty.
             UnsupportedError: the kernel can't (before 6.19), or the region is no memory that others could reach.
             BoundsError, AlignmentError: a part is outside of the region, or not made of whole pages.
         """

@@ -98,6 +98,8 @@ class FileRegisters:
         """Read until the masked value equals ``equals``; give the last value.
 
         Raises:
+            ArgumentError: the width is not 1, 2, 4 or 8.
+            BoundsError, AlignmentError: the register is outside, or not at a multiple of its width.
             DeadlineError: it did not within ``timeout`` seconds.
         """
         if width not in _FORMATS:

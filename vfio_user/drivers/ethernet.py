@@ -117,7 +117,11 @@ class NumberedFrames:
         self._header = _HEADER.pack(destination, source, TEST_TYPE)
 
     def make(self, number: int, size: int) -> bytes:
-        """Make frame ``number`` with ``size`` bytes, at least `MIN_FRAME`."""
+        """Make frame ``number`` with ``size`` bytes.
+
+        Raises:
+            FrameSizeError: fewer than `MIN_FRAME`.
+        """
         if size < MIN_FRAME:
             raise FrameSizeError(f"a numbered frame of {size} bytes would be padded; give {MIN_FRAME} at least")
         return self._header + _NUMBER.pack(number, self.stream) + _content(number, size - _NUMBERED)

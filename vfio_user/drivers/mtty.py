@@ -203,6 +203,7 @@ class SerialPort:
         """Wait for so many bytes, and give them.
 
         Raises:
+            BoundsError: ``size`` is negative.
             DeadlineError: fewer came within ``timeout`` seconds; they are kept for the next call.
             VfioError: data was lost, because the FIFO was full.
         """

@@ -57,6 +57,9 @@ class UnmapBatch:
             address: where the range begins.
             size: bytes, above 0.
             by: called with address and size of each run of ranges that abut or overlap.
+
+        Raises:
+            ArgumentError: the size is not above 0.
         """
         if size <= 0:
             raise ArgumentError(f"size {size} is not positive")

@@ -82,7 +82,8 @@ class DirtyTracking:
         a device that still writes in between is not noticed, so stop it before.
 
         Raises:
-            As `read` does; also `VfioError` when the kernel did not confirm the unmap: the memory is kept then.
+            As `read` does; also `ClosedError` when another thread unmapped it meanwhile, and `VfioError` when the
+                kernel did not confirm the unmap: the memory is kept then.
         """
         mapping, log = self._known(item), self._running()
         found: list[DirtyBitmap] = []

@@ -68,6 +68,8 @@ class IovaAllocator:
             limit: the last byte lies below it: ``1 << 28`` for a device with 28 address bits.
 
         Raises:
+            ArgumentError: the size is not above 0.
+            AlignmentError: the alignment is not a power of two.
             IovaError: no free range is large enough below the limit.
         """
         if size <= 0:
@@ -93,6 +95,7 @@ class IovaAllocator:
 
         Raises:
             AlignmentError: not a multiple of the granule.
+            ArgumentError: the size is not above 0, or the IOVA is negative.
             IovaError: outside of the usable ranges, or some of it is taken.
         """
         if iova % self.page_size or size % self.page_size:

@@ -115,6 +115,7 @@ class DmaPool:
         """Take ``count`` buffers; maps more memory where it needs some.
 
         Raises:
+            ArgumentError: ``count`` is not above 0.
             ClosedError: the pool is closed.
             VfioError: more memory can't be mapped; nothing was taken then.
         """

@@ -82,7 +82,7 @@ class MapVerbs:
         iova_limit: int | None = None,
         keepalive: object = None,
     ) -> DmaMapping:
-        """Map memory by its address; ``keepalive`` is held as long as it is mapped. See `map`."""
+        """Map memory by its address; ``keepalive`` is held as long as it is mapped. Raises as `map` does."""
         _require_rights(read, write)
         page = self._mapper.require_ready().page_size
         if vaddr % page or size % page or size <= 0:

@@ -350,7 +350,11 @@ class ConfigSpace:
             offset = header >> 20 & ~3
 
     def find(self, identity: CapabilityId | ExtendedCapabilityId) -> int | None:
-        """Give the offset of the first capability with an id; `None` when there is none."""
+        """Give the offset of the first capability with an id; `None` when there is none.
+
+        Raises:
+            ArgumentError: it is neither a `CapabilityId` nor an `ExtendedCapabilityId`.
+        """
         if isinstance(identity, ExtendedCapabilityId):
             return next((each.offset for each in self.extended_capabilities() if each.identity == identity), None)
         if isinstance(identity, CapabilityId):

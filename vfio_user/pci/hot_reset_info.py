@@ -119,6 +119,7 @@ def hot_reset(fd: int, group_fds: Iterable[int], name: str) -> None:
         name: the device, for messages.
 
     Raises:
+        ArgumentError: a group's file was given twice.
         VfioIoctlError: EINVAL when an affected device is not owned or not bound to VFIO; EBUSY and EAGAIN when
             somebody uses one at this moment; ENODEV without a way to reset; ENOTTY when it was tried and failed.
     """

@@ -90,6 +90,7 @@ class MigrationStream:
         Raises:
             UnsupportedError: it is no stream of a running device.
             VfioIoctlError: EINVAL when the device runs no longer; ENODEV when the stream has ended.
+            MalformedReplyError: flags that have no meaning.
         """
         ctype = "struct vfio_precopy_info"
         reply = ffi.new(f"{ctype} *", {"argsz": ffi.sizeof(ctype)})

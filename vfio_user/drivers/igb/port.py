@@ -172,6 +172,7 @@ class Igb(IgbAdapter):
             timeout: seconds to wait for the first; with 0, an empty list says that there is none.
 
         Raises:
+            BoundsError: ``limit`` is not above 0.
             IgbDeadlineError: none came in time.
             IgbNotRunningError: the port is stopped, or a reset came.
         """

@@ -174,6 +174,9 @@ def get_log_page(
         prp2: second PRP entry, when the answer crosses a page.
         nsid: namespace; all of them by default.
         offset: where in the page to start, bytes, a multiple of 4.
+
+    Raises:
+        ArgumentError: size or offset is not a multiple of 4, or the size is not above 0.
     """
     if size <= 0 or size % 4 or offset % 4:
         raise ArgumentError(f"log page size {size} and offset {offset}: need multiples of 4 bytes, size above 0")
@@ -247,14 +250,22 @@ def flush(nsid: int) -> SubmissionEntry:
 
 
 def deallocate(nsid: int, num_ranges: int, *, prp1: int = 0) -> SubmissionEntry:
-    """Build Dataset Management with the attribute Deallocate (NVM 3.2.3) for 1 to 256 `dataset_ranges`."""
+    """Build Dataset Management with the attribute Deallocate (NVM 3.2.3) for 1 to 256 `dataset_ranges`.
+
+    Raises:
+        BoundsError: fewer or more.
+    """
     if not 1 <= num_ranges <= _MAX_RANGES:
         raise BoundsError(f"{num_ranges} ranges: Dataset Management takes 1 to {_MAX_RANGES} at a time")
     return SubmissionEntry(IoOpcode.DATASET_MANAGEMENT, nsid=nsid, prp1=prp1, cdw10=num_ranges - 1, cdw11=_DEALLOCATE)
 
 
 def dataset_ranges(ranges: Iterable[tuple[int, int]]) -> bytes:
-    """Lay out ``(lba, num_blocks)`` pairs as Dataset Management wants them, 16 bytes each (NVM 3.2.3.1)."""
+    """Lay out ``(lba, num_blocks)`` pairs as Dataset Management wants them, 16 bytes each (NVM 3.2.3.1).
+
+    Raises:
+        BoundsError: an LBA does not fit 64 bits, or a length 32.
+    """
     try:
         return b"".join(_RANGE.pack(0, num_blocks, lba) for lba, num_blocks in ranges)
     except struct.error as exc:

@@ -216,7 +216,12 @@ class QueueRings:
         return count or self._patiently(lambda: self._rings.each(callback), timeout)
 
     async def reap_async(self, numbers: Data, completions: Data | None = None, timeout: float | None = None) -> int:
-        """Let the event loop run until there are outcomes; see `reap`. The default deadline is `timeout`."""
+        """Let the event loop run until there are outcomes; see `reap`.
+
+        Raises:
+            NvmeDeadlineError: none came within ``timeout`` seconds, by default those of the queue.
+            As `reap` does.
+        """
         timeout = self.timeout if timeout is None else timeout
         deadline = deadline_of(timeout)
         while not (count := self.reap(numbers, completions)):

@@ -123,6 +123,7 @@ class VirtioNet(VirtioDevice):
             timeout: seconds to wait for the first; with 0, an empty list says that there is none.
 
         Raises:
+            BoundsError: ``limit`` is not above 0.
             VirtioDeadlineError: none came in time.
             VirtioAbortedError: a reset or removal came.
             VirtioNotRunningError: the device is stopped, or being reset.

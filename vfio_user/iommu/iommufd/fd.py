@@ -88,6 +88,7 @@ class Iommufd:
         Raises:
             UnsupportedError: it has no information of that kind, or is a noiommu device.
             VfioIoctlError: ENOENT when there is no such device.
+            MalformedReplyError: the answer is absurdly long, or grows without end.
         """
         return read_hw_info(self.fd, device_id, kind)
 

@@ -166,6 +166,7 @@ class Ioas(IommufdObject):
         Raises:
             UnsupportedError: the kernel can't (before 7.3), or what is attached is not a noiommu device.
             VfioIoctlError: EPERM without CAP_SYS_RAWIO; ENOENT when nothing is mapped there.
+            MalformedReplyError: the kernel names more bytes than it was asked for, or none.
         """
         hints = {errno.EPERM: "Physical addresses are told to who has CAP_SYS_RAWIO"}
         fields = {"ioas_id": self._live(), "iova": iova, "length": size}

@@ -109,6 +109,7 @@ class Viommu(IommufdObject):
             record_size: bytes of an event, for private types.
 
         Raises:
+            ArgumentError: the type is private, and no ``record_size`` was given.
             UnsupportedError: the IOMMU has no events of the kind.
             VfioIoctlError: EEXIST when there is such a queue already; EINVAL for the depth.
         """
