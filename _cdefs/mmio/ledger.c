@@ -6,124 +6,10 @@
  *
  * Nothing here locks: the address space does. Only which ledger an entry is in is asked without a lock, by `in`.
  */
-#include "core.h"
+#include "ledger.h"
 
 #include <stddef.h>
-#include <stdlib.h>
 #include <structmember.h>
-
-struct ledger_object;
-
-struct entry_object {
-    PyObject_HEAD
-    _Atomic(struct ledger_object *) ledger; /* that it is in; NULL before and after */
-    struct entry_object *previous, *next;
-    PyObject *keepalive;
-    uint64_t iova, size;
-    char suspended, claimed;
-};
-
-struct ledger_object {
-    PyObject_HEAD
-    struct entry_object *first, *last; /* owned, in the order of their addition */
-    uint64_t num_bytes;
-    Py_ssize_t count, num_suspended;
-};
-
-struct extent {
-    uint64_t first, last; /* inclusive: the end of the highest does not fit 64 bits */
-};
-
-static PyTypeObject *entry_type;
-
-static inline struct ledger_object *ledger_of(struct entry_object *entry)
-{
-    return atomic_load_explicit(&entry->ledger, memory_order_relaxed);
-}
-
-static inline void set_ledger(struct entry_object *entry, struct ledger_object *ledger)
-{
-    atomic_store_explicit(&entry->ledger, ledger, memory_order_relaxed);
-}
-
-/* ---- entries ---- */
-
-static int entry_init(PyObject *self, PyObject *args, PyObject *keywords)
-{
-    struct entry_object *entry = (struct entry_object *)self;
-    PyObject *iova, *size;
-
-    if (keywords != NULL && PyDict_Size(keywords) != 0) {
-        PyErr_SetString(PyExc_TypeError, "Entry() takes no keyword arguments");
-        return -1;
-    }
-    if (!PyArg_ParseTuple(args, "OO:Entry", &iova, &size))
-        return -1;
-    if (ledger_of(entry) != NULL) {
-        PyErr_SetString(core_errors.argument, "this entry is in a ledger already");
-        return -1;
-    }
-    if (!core_unsigned(iova, UINT64_MAX, "the IOVA", &entry->iova) ||
-        !core_unsigned(size, UINT64_MAX, "the size", &entry->size))
-        return -1;
-    if (entry->size == 0 || entry->iova + (entry->size - 1) < entry->iova) {
-        entry->size = 0;
-        PyErr_SetString(core_errors.argument, "a range is not empty, and does not reach beyond 64 bits");
-        return -1;
-    }
-    return 0;
-}
-
-static int entry_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(((struct entry_object *)self)->keepalive);
-    Py_VISIT(Py_TYPE(self));
-    return 0;
-}
-
-static int entry_clear(PyObject *self)
-{
-    Py_CLEAR(((struct entry_object *)self)->keepalive);
-    return 0;
-}
-
-static void entry_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-
-    PyObject_GC_UnTrack(self);
-    entry_clear(self);
-    release(self);
-    Py_DECREF(type);
-}
-
-static PyMemberDef entry_members[] = {
-    {"iova", T_ULONGLONG, offsetof(struct entry_object, iova), READONLY, "First address, as devices use it."},
-    {"size", T_ULONGLONG, offsetof(struct entry_object, size), READONLY, "Bytes."},
-    {"suspended", T_BOOL, offsetof(struct entry_object, suspended), READONLY,
-     "Whether it is taken from the devices for a while."},
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyType_Slot entry_slots[] = {
-    {Py_tp_doc, "Entry(iova, size)\n--\n\nBase of what a Ledger holds: a range of IOVAs.\n\n"
-                "Lifetime:\n    A ledger keeps it, and what was given with it, alive.\n"
-                "Locking:\n    Its ledger's."},
-    {Py_tp_init, entry_init},
-    {Py_tp_traverse, entry_traverse},
-    {Py_tp_clear, entry_clear},
-    {Py_tp_dealloc, entry_dealloc},
-    {Py_tp_members, entry_members},
-    {0, NULL},
-};
-
-static PyType_Spec entry_spec = {
-    .name = "vfio_user._mmio.Entry",
-    .basicsize = sizeof(struct entry_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .slots = entry_slots,
-};
 
 /* ---- in and out ---- */
 
@@ -132,7 +18,7 @@ static struct entry_object *held(struct ledger_object *ledger, PyObject *object)
 {
     struct entry_object *entry = (struct entry_object *)object;
 
-    return PyObject_TypeCheck(object, entry_type) && ledger_of(entry) == ledger ? entry : NULL;
+    return PyObject_TypeCheck(object, core_entry_type) && ledger_of(entry) == ledger ? entry : NULL;
 }
 
 static void link_last(struct ledger_object *ledger, struct entry_object *entry)
@@ -180,7 +66,7 @@ static PyObject *ledger_add(PyObject *self, PyObject *const *args, Py_ssize_t na
     struct ledger_object *ledger = (struct ledger_object *)self;
     struct entry_object *entry;
 
-    if (nargs != 2 || !PyObject_TypeCheck(args[0], entry_type)) {
+    if (nargs != 2 || !PyObject_TypeCheck(args[0], core_entry_type)) {
         PyErr_SetString(PyExc_TypeError, "add() takes an Entry and what it keeps alive");
         return NULL;
     }
@@ -275,71 +161,6 @@ static PyObject *ledger_resume(PyObject *self, PyObject *object)
 
 /* ---- ranges ---- */
 
-static int ascending(const void *a, const void *b)
-{
-    const struct extent *x = a, *y = b;
-
-    return (x->first > y->first) - (x->first < y->first);
-}
-
-/* In order of address. Mappings that were made one after the other are so already, upwards or downwards. */
-static void order(struct extent *extents, size_t count)
-{
-    size_t up = 1, down = 1;
-
-    while (up < count && extents[up - 1].first <= extents[up].first)
-        up++;
-    if (up >= count)
-        return;
-    while (down < count && extents[down - 1].first >= extents[down].first)
-        down++;
-    if (down < count) {
-        qsort(extents, count, sizeof(*extents), ascending);
-        return;
-    }
-    for (size_t i = 0, j = count - 1; i < j; i++, j--) {
-        struct extent other = extents[i];
-
-        extents[i] = extents[j];
-        extents[j] = other;
-    }
-}
-
-/* Leave out what is there twice, and join what abuts if wanted; gives the number of runs, and of different extents. */
-static size_t join(struct extent *extents, size_t count, bool merge, Py_ssize_t *different)
-{
-    size_t runs = 0;
-    uint64_t last_first = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        if (runs > 0 && extents[i].first == last_first)
-            continue;
-        (*different)++;
-        last_first = extents[i].first;
-        if (merge && runs > 0 && extents[i].first - 1 == extents[runs - 1].last)
-            extents[runs - 1].last = extents[i].last;
-        else
-            extents[runs++] = extents[i];
-    }
-    return runs;
-}
-
-static PyObject *as_list(const struct extent *extents, size_t count)
-{
-    PyObject *list = PyList_New((Py_ssize_t)count);
-
-    for (size_t i = 0; list != NULL && i < count; i++) {
-        PyObject *run = Py_BuildValue("KK", (unsigned long long)extents[i].first,
-                                      (unsigned long long)(extents[i].last - extents[i].first + 1));
-
-        if (run == NULL)
-            Py_CLEAR(list);
-        else
-            PyList_SetItem(list, (Py_ssize_t)i, run);
-    }
-    return list;
-}
-
 static PyObject *ledger_runs(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     struct ledger_object *ledger = (struct ledger_object *)self;
@@ -376,8 +197,8 @@ static PyObject *ledger_runs(PyObject *self, PyObject *const *args, Py_ssize_t n
         else if (PyList_Append(others, item) < 0)
             goto out;
     }
-    order(extents, found);
-    runs = as_list(extents, join(extents, found, merge, &different));
+    core_extents_order(extents, found);
+    runs = core_extents_list(extents, core_extents_join(extents, found, merge, &different));
     if (runs != NULL)
         result = Py_BuildValue("OnO", runs, different, others);
 out:
@@ -499,8 +320,7 @@ bool core_ledger_setup(PyObject *module)
     PyObject *type;
     bool added;
 
-    entry_type = (PyTypeObject *)PyType_FromSpec(&entry_spec);
-    if (entry_type == NULL || PyModule_AddObjectRef(module, "Entry", (PyObject *)entry_type) != 0)
+    if (!core_entry_setup(module))
         return false;
     type = PyType_FromSpec(&ledger_spec);
     added = type != NULL && PyModule_AddObjectRef(module, "Ledger", type) == 0;
