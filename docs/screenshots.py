@@ -36,7 +36,7 @@ def shot(name: str, *words: str) -> None:
     """Run ``vfio-user WORDS`` on a terminal, and draw what is on it at the end."""
     with tempfile.TemporaryDirectory() as folder, Terminal(Path(folder) / "cast", *words) as terminal:
         terminal.finish()
-        seen = Text.from_ansi(terminal.raw.rpartition(_ERASED)[2])
+        seen = Text.from_ansi(terminal.raw.rpartition(_ERASED)[2].replace("\r", "").strip("\n"))
     out = Console(record=True, file=io.StringIO(), width=max(map(len, seen.plain.splitlines())) + 1)
     out.print(seen)
     drawing = _FONTS.sub("", out.export_svg(title=f"vfio-user {' '.join(words)}", unique_id=name))

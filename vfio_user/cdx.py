@@ -30,7 +30,13 @@ CDX_OPS: DeviceOps = dataclasses.replace(CORE_OPS, name="vfio-cdx", irq_label=_i
 
 
 class CdxNode(BusNode):
-    """One CDX device as sysfs shows it: ``"cdx-00:01"``."""
+    """One CDX device as sysfs shows it: ``"cdx-00:01"``.
+
+    Lifetime:
+        A value.
+    Locking:
+        None; every property is read when it is asked for.
+    """
 
     on_bus = "cdx"
 

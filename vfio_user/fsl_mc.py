@@ -25,7 +25,13 @@ FSL_MC_OPS: DeviceOps = dataclasses.replace(CORE_OPS, name="vfio-fsl-mc")
 
 
 class FslMcNode(BusNode):
-    """One object of the management complex as sysfs shows it: ``"dpni.3"``, ``"dprc.2"``."""
+    """One object of the management complex as sysfs shows it: ``"dpni.3"``, ``"dprc.2"``.
+
+    Lifetime:
+        A value.
+    Locking:
+        None; every property is read when it is asked for.
+    """
 
     on_bus = "fsl-mc"
 

@@ -68,7 +68,13 @@ def attach(device: sysfs.SysfsDevice, driver: str | None, deadline: float) -> No
 
 
 def detach(device: sysfs.SysfsDevice, deadline: float) -> None:
-    """Take a device from its driver, if it has one."""
+    """Take a device from its driver, if it has one.
+
+    Raises:
+        BindError: the driver has it still.
+        DeadlineError: the kernel does not come back.
+        VfioOSError: sysfs refused.
+    """
     if device.driver is None:
         return
     try:
@@ -109,7 +115,11 @@ def put_back(function: sysfs.PciFunction, record: Record, deadline: float) -> st
 
 
 def ensure_driver(bus: str, driver: str, module: str | None, deadline: float) -> bool:
-    """Tell whether the kernel has a driver of a bus, after loading its module if that is needed."""
+    """Tell whether the kernel has a driver of a bus, after loading its module if that is needed.
+
+    Raises:
+        DeadlineError: modprobe does not come back.
+    """
     folder = sysfs.SYSFS / "bus" / bus / "drivers" / driver
     program = shutil.which("modprobe") or files.text(files.PROC / "sys/kernel/modprobe")
     if not folder.is_dir() and program:

@@ -20,13 +20,25 @@ class _Described(BusNode):
 
 
 class PlatformNode(_Described):
-    """One platform device as sysfs shows it: ``"a003e00.virtio_mmio"``."""
+    """One platform device as sysfs shows it: ``"a003e00.virtio_mmio"``.
+
+    Lifetime:
+        A value.
+    Locking:
+        None; every property is read when it is asked for.
+    """
 
     on_bus = "platform"
 
 
 class AmbaNode(_Described):
-    """One AMBA device (Arm's PrimeCells) as sysfs shows it: ``"9010000.pl031"``."""
+    """One AMBA device (Arm's PrimeCells) as sysfs shows it: ``"9010000.pl031"``.
+
+    Lifetime:
+        A value.
+    Locking:
+        None; every property is read when it is asked for.
+    """
 
     on_bus = "amba"
 

@@ -95,6 +95,11 @@ class FaultQueue(_EventQueue):
     """I/O page faults of the page tables that were made with this queue.
 
     Not exercised beyond waiting and answering in vain: no emulated device has ATS and PRI, which page faults need.
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        One thread reads at a time; answers may be given by any.
     """
 
     def read(self, timeout: float) -> list[PageFault]:
@@ -159,6 +164,11 @@ class VeventQueue(_EventQueue):
     """Events of a virtual IOMMU.
 
     Not exercised on hardware: none is emulated that has virtual IOMMUs.
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        One thread reads at a time.
     """
 
     def __init__(self, iommufd: Iommufd, number: int, fd: OwnedFd, record_size: int) -> None:

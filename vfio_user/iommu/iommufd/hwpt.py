@@ -132,7 +132,13 @@ class ArmSmmuv3Command:
 
 
 class NestedHwpt(IommufdObject):
-    """Page tables that the user manages, on top of an address space that the kernel manages."""
+    """Page tables that the user manages, on top of an address space that the kernel manages.
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        Each call is one request; the kernel orders them.
+    """
 
     def invalidate(self, entries: Sequence[InvalidateEntry]) -> None:
         """Make the IOMMU forget what it has cached of these tables: ``IOMMU_HWPT_INVALIDATE``.
@@ -148,6 +154,11 @@ class Hwpt(IommufdObject):
 
     Not exercised for want of an emulated IOMMU that has it: dirty tracking and nesting. Where the IOMMU lacks them
     `Ioas.alloc_hwpt` says so (EOPNOTSUPP, as `UnsupportedError`).
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        Each call is one request; the kernel orders them.
     """
 
     def set_dirty_tracking(self, enable: bool) -> None:

@@ -33,15 +33,33 @@ _RECORDS = {
 
 
 class Vdevice(IommufdObject):
-    """A device as a virtual IOMMU knows it: by the number that the guest uses."""
+    """A device as a virtual IOMMU knows it: by the number that the guest uses.
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        Each call is one request; the kernel orders them.
+    """
 
 
 class HwQueue(IommufdObject):
-    """A queue of the hardware that a guest fills by itself."""
+    """A queue of the hardware that a guest fills by itself.
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        Each call is one request; the kernel orders them.
+    """
 
 
 class Viommu(IommufdObject):
-    """A virtual IOMMU, on top of page tables that can be nested in."""
+    """A virtual IOMMU, on top of page tables that can be nested in.
+
+    Lifetime:
+        See `IommufdObject`.
+    Locking:
+        Each call is one request; the kernel orders them.
+    """
 
     def __init__(self, iommufd: Iommufd, number: int, data: bytes) -> None:
         super().__init__(iommufd, number)
