@@ -1,6 +1,6 @@
 """What the kernel tells of a PCI device beyond its configuration space: zPCI (s390), and PCIe atomic operations.
 
-Not exercised on a device: zPCI is an s390's, and no emulated root port completes atomic operations by itself.
+Atomic operations are not exercised on a device: no emulated root port completes them by itself.
 """
 
 from __future__ import annotations
