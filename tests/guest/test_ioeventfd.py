@@ -23,7 +23,7 @@ from vfio_user.errors import (
 from vfio_user.testing import GuestDevice
 
 Find = Callable[[str], GuestDevice]
-LIVENESS, FACTORIAL, STATUS, COMPUTING = 0x04, 0x08, 0x20, 0x01
+LIVENESS, FACTORIAL = 0x04, 0x08
 
 
 @pytest.fixture
