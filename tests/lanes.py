@@ -342,8 +342,9 @@ def main(words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # kernels that are fetched or built
     outcomes = []
     for outcome in run_lanes(chosen, max(1, arguments.jobs)):
-        told = outcome.problem or f"{outcome.passed} passed, {outcome.failed} failed"
-        print(f"-- {outcome.lane}: {told}, {outcome.seconds:.0f} s", flush=True)
+        if not arguments.result:
+            told = outcome.problem or f"{outcome.passed} passed, {outcome.failed} failed"
+            print(f"-- {outcome.lane}: {told}, {outcome.seconds:.0f} s", flush=True)
         outcomes.append(outcome)
     if arguments.result:
         arguments.result.write_text(json.dumps(dataclasses.asdict(outcomes[0])))
