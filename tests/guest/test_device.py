@@ -21,8 +21,12 @@ from vfio_user.errors import (
     ForkedError,
     NotViableError,
     UnsupportedError,
+    VfioIoctlError,
     VfioOSError,
 )
+from vfio_user.iommu.container import Container
+from vfio_user.iommu.group import Group
+from vfio_user.iommu.modes import IommuMode
 from vfio_user.pci import CapabilityId, Command
 from vfio_user.testing import GuestDevice
 
@@ -121,6 +125,29 @@ def test_several_devices_of_a_group_and_several_groups_in_a_space(
         for device in devices[:-1]:
             assert device.bar(0).read32(0) == 0x010000ED
         assert len(vfio_user.open_devices()) == len(addresses)
+
+
+def test_group_leaves_its_container(vfio_device: Find, iommu_mode: str) -> None:
+    mode = IommuMode(iommu_mode)
+    if mode is IommuMode.IOMMUFD:
+        mode = IommuMode.COMPAT_TYPE1V2
+    function = vfio_user.pci_function(vfio_device("edu").address)
+    assert function.iommu_group is not None
+    with nothing_left():
+        container, group = Container(mode), Group(function.iommu_group)
+        with container.fd, group.fd:
+            group.set_container(container.fd)
+            container.set_iommu()
+            if mode in (IommuMode.TYPE1, IommuMode.TYPE1V2):  # iommufd's stand-in does not mind
+                with group.open_device(str(function.address)), pytest.raises(VfioIoctlError) as caught:
+                    group.unset_container()
+                assert caught.value.errno == errno.EBUSY
+            states = [group.in_container]
+            group.unset_container()
+            states.append(group.in_container)
+            group.set_container(container.fd)
+            states.append(group.in_container)
+            assert states == [True, False, True]
 
 
 def test_group_that_is_not_viable_names_the_culprit(iommu_mode: str) -> None:

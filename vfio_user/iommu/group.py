@@ -103,7 +103,8 @@ class Group:
         """Take the group out of its container: ``VFIO_GROUP_UNSET_CONTAINER``.
 
         Raises:
-            VfioIoctlError: EBUSY while a device of the group is open, also through a mapping of its memory.
+            VfioIoctlError: EBUSY while a device of the group is open, also through a mapping of its memory. iommufd's
+                stand-in for a container lets the group go nevertheless; EINVAL when it is in none.
         """
         ioctl(self.fd.fileno(), requests.VFIO_GROUP_UNSET_CONTAINER, device=self.fd.name)
 
