@@ -199,7 +199,19 @@ _HOMES = {
     "trace": "vfio_user.tracing",
     "unbind": "vfio_user.binding",
 }
-_MODULES = ("addresses", "device", "drivers", "errors", "iommu", "kernel", "memory", "pci", "session")
+_MODULES = (
+    "addresses",
+    "device",
+    "drivers",
+    "errors",
+    "handover",
+    "iommu",
+    "kernel",
+    "mdev",
+    "memory",
+    "pci",
+    "session",
+)
 
 
 def __getattr__(name: str) -> object:

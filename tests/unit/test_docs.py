@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,12 @@ def test_every_package_has_its_reference() -> None:
     missing = [name for name in sorted(packages) if f"automodule:: vfio_user.{name}" not in text]
     missing += [name for name in sorted(drivers) if f"automodule:: vfio_user.drivers.{name}" not in text]
     assert not missing
+
+
+def test_names_in_the_readme_are_there_after_the_import() -> None:
+    names = sorted(set(re.findall(r"\bvfio_user(?:\.\w+)+", (TOP / "README.md").read_text())))
+    assert "vfio_user.handover.carry" in names
+    # In a process of its own: here, other tests have imported most modules already.
+    code = "import vfio_user\n" + "\n".join(names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
