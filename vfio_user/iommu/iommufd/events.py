@@ -99,7 +99,7 @@ class FaultQueue(_EventQueue):
     Lifetime:
         See `IommufdObject`.
     Locking:
-        One thread reads at a time; answers may be given by any.
+        Several threads may read; each fault goes to one of them, and any may answer it.
     """
 
     def read(self, timeout: float) -> list[PageFault]:
@@ -168,7 +168,7 @@ class VeventQueue(_EventQueue):
     Lifetime:
         See `IommufdObject`.
     Locking:
-        One thread reads at a time.
+        Several threads may read; each event goes to one of them.
     """
 
     def __init__(self, iommufd: Iommufd, number: int, fd: OwnedFd, record_size: int) -> None:
