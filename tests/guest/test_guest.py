@@ -25,6 +25,8 @@ def test_kinds_are_what_they_say() -> None:
         "ivshmem": "0x1af4:0x1110",
         "igb": "0x8086:0x10c9",
         "e1000e": "0x8086:0x10d3",
+        "virtio-net": "0x1af4:0x1041",
+        "virtio-blk": "0x1af4:0x1042",
     }
     for item in testing.devices():
         folder = Path(f"/sys/bus/pci/devices/{item.address}")
