@@ -82,7 +82,11 @@ ON_ARM64_PCI = (
     "--deselect=tests/guest/test_nvme.py::test_memory_of_all_kinds",  # that guest's root has no numpy
 )
 #: On s390x also what is written down as bytes: it is the machine with the other byte order.
-ON_S390X = ("tests/unit/ccw",)
+ON_S390X = (
+    *("tests/unit/ccw", "tests/buses/test_channel.py", "tests/buses/test_zpci.py", "tests/guest/test_nvme.py"),
+    *(f"--deselect=tests/guest/test_nvme.py::test_{name}" for name in ("memory_of_all_kinds", "examples")),
+)
+S390X = (*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=256M", "nvme,size=64M")
 
 #: How the runner says that QEMU ended by a signal.
 _EMULATOR_DIED = "QEMU ended with -"
@@ -173,7 +177,7 @@ LANES = (
     Lane("demo", command=("demo",)),
     Lane("arm64", ON_ARM64 + ON_ARM64_PCI, Guest(arch="arm64", devices=ARM64)),
     Lane("arm64-no-iommu", ON_ARM64, Guest(arch="arm64", iommu="none", devices=SOLDERED)),
-    Lane("s390x", ON_S390X, Guest(arch="s390x", devices=(*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=64M"))),
+    Lane("s390x", ON_S390X, Guest(arch="s390x", devices=S390X)),
 )
 
 

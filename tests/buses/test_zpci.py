@@ -9,11 +9,11 @@ import pytest
 import vfio_user
 from tests.buses.conftest import Way
 from tests.guest.leaks import nothing_left
+from vfio_user import IovaRange
 from vfio_user.errors import IovaError
 from vfio_user.kernel.uapi import DeviceCapability
 
 Place = Callable[[str], str]
-WINDOW = (0x1_0000_0000, 0x1_3FFF_FFFF)
 
 
 def test_what_it_is(place: Place, way: Way) -> None:
@@ -29,14 +29,16 @@ def test_what_it_is(place: Place, way: Way) -> None:
 
 def test_memory_is_mapped_within_its_window(place: Place, way: Way) -> None:
     with nothing_left(), vfio_user.open(place("nvme"), **way) as pci:
-        ranges = pci.address_space.iova_ranges
-        assert ranges[0].first == WINDOW[0]
-        assert ranges[-1].last == WINDOW[1]
+        assert pci.zpci is not None
+        first, last = pci.zpci.start_dma, pci.zpci.end_dma
+        assert first == 1 << 32
+        assert pci.address_space.iova_ranges == (IovaRange(first, last),)
         with pci.dma_alloc(1 << 20) as buffer:
-            assert WINDOW[0] <= buffer.iova
-            assert buffer.iova + buffer.size - 1 <= WINDOW[1]
-            with pytest.raises(IovaError):
-                pci.address_space.map(buffer, iova=0x1000)
+            assert first <= buffer.iova
+            assert buffer.iova + buffer.size - 1 <= last
+            for outside in (0x1000, last + 1):
+                with pytest.raises(IovaError):
+                    pci.address_space.map(buffer, iova=outside)
         with pytest.raises(IovaError):
             pci.dma_alloc(4096, iova_limit=1 << 32)
 

@@ -30,11 +30,13 @@ _IRB_AT = lib.ORB_AREA_SIZE + lib.SCSW_AREA_SIZE
 _START = Function.START << 12
 _HINTS = {
     errno.EINVAL: "The program or its data is at an IOVA that is not mapped, or the program can't be read",
+    errno.ENOENT: "The program or its data is at an IOVA that is not mapped",
     errno.EOPNOTSUPP: "vfio-ccw starts programs in command mode only",
     errno.EBUSY: "A program is under way",
     errno.EIO: "The device is gone, or not operational",
     errno.ENODEV: "The device is gone, or has no path",
-    errno.EACCES: "No path of the mask is operational",
+    errno.EACCES: "No path of the mask is operational; or the address space is a container of type1, in which the "
+    "kernel pins nothing for a device: open it with mode='type1v2' or 'iommufd'",
     errno.EAGAIN: "The subchannel is about to change",
 }
 
@@ -103,8 +105,8 @@ class CcwDevice(BusDevice):
         """Start a channel program: the kernel reads it now, and translates its addresses.
 
         Raises:
-            VfioOSError: EINVAL when something is not mapped, EBUSY while a program is under way, EIO when the device is
-                gone; the message says more.
+            VfioOSError: EINVAL or ENOENT when something is not mapped, EBUSY while a program is under way, EIO when the
+                device is gone, EACCES for data in mode ``"type1"``, where nothing can be pinned; the message says more.
             BoundsError, AlignmentError: a field of the ORB does not fit.
         """
         block = orb.encode() + _START.to_bytes(4, "big") + bytes(8)

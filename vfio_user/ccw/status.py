@@ -181,7 +181,8 @@ class Irb:
         """
         _need(data, lib.IRB_AREA_SIZE, "an interruption-response block")
         (report,) = struct.unpack_from(">I", data, 16)
-        concurrent, length = report >> 24 & 1, min(report >> 16 & 0x3F, 32)
+        # Where there is sense data its length is 1 to 32. QEMU puts that elsewhere, so 0 is all that there is room for.
+        concurrent, length = report >> 24 & 1, min(report >> 16 & 0x3F or 32, 32)
         return cls(Scsw.decode(data[:12]), data[32 : 32 + length] if concurrent else b"", bytes(data))
 
     @property

@@ -161,6 +161,13 @@ class AddressSpace(MapVerbs):
             device.close()
             raise
 
+    def confine(self, window: IovaRange) -> None:
+        """Give no IOVA outside of a window, for as long as the address space lives: what a device says that it reaches.
+
+        For devices that reach less than the kernel names; opening one does this. What is mapped already stays.
+        """
+        self._mapper.books.confine(window)
+
     def detach(self) -> None:
         """Say that a device that was attached is closed."""
         with self._attach_lock:

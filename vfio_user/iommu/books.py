@@ -38,6 +38,7 @@ class Books:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._allocator: IovaAllocator | None = None
+        self._windows: list[IovaRange] = []
         self._ledger = Ledger()
         self._dropped: list[object] = []
 
@@ -57,11 +58,20 @@ class Books:
             avoided: what is given to nobody who does not ask for it by name; told once, at first.
         """
         with self._lock:
+            for window in self._windows:
+                ranges = _within(ranges, window)
             if self._allocator is None:
                 self._allocator = IovaAllocator(ranges, page_size)
                 self._allocator.avoid(avoided)
             else:
                 self._allocator.restrict(ranges)
+
+    def confine(self, window: IovaRange) -> None:
+        """Take what is not within a window out of the usable IOVAs, for good."""
+        with self._lock:
+            self._windows.append(window)
+            if self._allocator is not None:
+                self._allocator.restrict(_within(self._allocator.ranges, window))
 
     def reserve(self, allocator: IovaAllocator, iova: int | None, size: int, limit: int | None) -> Iova:
         """Take IOVAs: those that are named, or any below the limit.
@@ -204,3 +214,8 @@ class Books:
     def _free(self, iova: int, size: int) -> None:
         if self._allocator is not None:
             self._allocator.free(iova, size)
+
+
+def _within(ranges: Iterable[IovaRange], window: IovaRange) -> list[IovaRange]:
+    clipped = ((max(each.first, window.first), min(each.last, window.last)) for each in ranges)
+    return [IovaRange(first, last) for first, last in clipped if first <= last]

@@ -89,13 +89,16 @@ def read_zpci(capabilities: Iterable[Capability]) -> Zpci | None:
     """Read what the kernel tells of a zPCI function; `None` for others.
 
     Raises:
-        MalformedReplyError: a capability is too short for its layout, or for the length that it names.
+        MalformedReplyError: a capability is too short for its layout, or for the length that it names, or its window of
+            IOVAs ends before it begins.
     """
     found = {each.identity: each for each in capabilities}
     base = found.get(DeviceCapability.ZPCI_BASE)
     if base is None:
         return None
     data = _as(base, "struct vfio_device_info_cap_zpci_base")
+    if data.start_dma > data.end_dma:
+        raise MalformedReplyError(f"a zPCI function reaches IOVAs {data.start_dma:#x} to {data.end_dma:#x}: none")
     group, utility = found.get(DeviceCapability.ZPCI_GROUP), found.get(DeviceCapability.ZPCI_UTIL)
     path = found.get(DeviceCapability.ZPCI_PFIP)
     return Zpci(

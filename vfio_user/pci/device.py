@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from vfio_user._uapi import lib
-from vfio_user.addresses import PciAddress
+from vfio_user.addresses import IovaRange, PciAddress
 from vfio_user.device.base import VfioDevice
 from vfio_user.device.embed import Embedded, container_of
 from vfio_user.device.health import DeviceHealth
@@ -185,6 +185,10 @@ class PciDevice:
             """What happens to it from outside: requests to give it back, errors, wake-ups."""
             vdev.on_gone(self.events._note_gone)
             self._before_reset: ConfigSnapshot | None = None  # what a reset that failed leaves for the next one
+            zpci = self.zpci
+            if zpci is not None:
+                # iommufd names all that the tables can hold, but a mapping beyond the window (EIO) stops the function.
+                space.confine(IovaRange(zpci.start_dma, zpci.end_dma))
             self.device_set = set_of(PciFunction(address), fd.fileno())
             """The devices that are hot-reset with it, as far as they are open here."""
             self.device_set.join(vdev, vdev.register)

@@ -143,6 +143,8 @@ def test_the_last_of_several_statuses_counts(ccw: CcwDevice, channel: FakeChanne
         (errno.EBUSY, r"under way"),
         (errno.EIO, r"gone"),
         (errno.EOPNOTSUPP, r"command mode"),
+        (errno.ENOENT, r"not mapped"),
+        (errno.EACCES, r"mode='type1v2'"),
     ],
 )
 def test_what_the_kernel_refuses_is_explained(ccw: CcwDevice, channel: FakeChannel, code: int, hint: str) -> None:

@@ -73,6 +73,8 @@ def test_sense_data_comes_with_the_status() -> None:
     assert irb.sense == b"\x80\x12\x34"
     assert irb.reasons == SenseReason.COMMAND_REJECT
     assert str(irb) == "unit check; sense 801234 (command reject)"
+    block[17] = 0
+    assert Irb.decode(bytes(block)).sense == bytes(block[32:64]), "no length: all there is room for"
     block[16] = 0
     assert Irb.decode(bytes(block)).sense == b""
     assert str(Irb.decode(GOOD + bytes(84))) == "no problem"

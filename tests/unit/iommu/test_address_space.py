@@ -211,6 +211,25 @@ def test_device_that_joins_can_take_ranges_away(space: AddressSpace, backend: Fa
     space.detach()
 
 
+def test_device_that_reaches_less_than_the_kernel_names(space: AddressSpace, backend: FakeBackend) -> None:
+    backend.ranges = (IovaRange(0, 0x7FFF), IovaRange(0xA000, 0xFFFF))
+    with space.attach(FUNCTION):
+        space.confine(IovaRange(0x4000, 0xAFFF))
+        assert [*space.iova_ranges] == [IovaRange(0x4000, 0x7FFF), IovaRange(0xA000, 0xAFFF)]
+        assert space.alloc(PAGE).iova == 0xA000
+        with pytest.raises(IovaError, match=r"outside"):
+            space.alloc(PAGE, iova=0x3000)
+        backend.ranges = (IovaRange(0, 0x5FFF),)
+        with space.attach(FUNCTION):
+            assert [*space.iova_ranges] == [IovaRange(0x4000, 0x5FFF)], "also of what is learned later"
+            space.confine(IovaRange(0xC000, 0xCFFF))
+            assert not space.iova_ranges
+            with pytest.raises(IovaError):
+                space.alloc(PAGE)
+        space.detach()
+    space.detach()
+
+
 def test_use_after_close(backend: FakeBackend, memory: mmap.mmap) -> None:
     space = AddressSpace("type1v2")
     space.attach(FUNCTION).close()

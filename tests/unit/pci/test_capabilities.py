@@ -52,6 +52,11 @@ def test_first_version_has_less() -> None:
     assert (found.utility, found.path) == ("", b"")
 
 
+def test_window_that_ends_before_it_begins() -> None:
+    with pytest.raises(MalformedReplyError, match=r"0x1000 to 0xfff: none"):
+        read_zpci([zpci(DeviceCapability.ZPCI_BASE, struct.pack("=QQ", 0x1000, 0xFFF) + BASE[16:])])
+
+
 def test_others_have_none() -> None:
     assert read_zpci([]) is None
     assert read_zpci([zpci(DeviceCapability.ZPCI_GROUP, GROUP)]) is None

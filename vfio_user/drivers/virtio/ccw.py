@@ -40,7 +40,8 @@ class VirtioCcw(DriverBase):
     """Ask a virtio device behind a subchannel what it is and how it is set up.
 
     Lifetime:
-        See `DriverBase`. Probing resets the device and agrees on a revision; removing resets it.
+        See `DriverBase`. Probing agrees on a revision and resets the device; removing resets it. The device keeps the
+        revision until it is closed, and refuses to agree on one again.
     Locking:
         One call at a time.
     """
@@ -55,7 +56,8 @@ class VirtioCcw(DriverBase):
 
         Args:
             ccw: the device.
-            revision: of the transport: 0 is legacy (the configuration is big-endian), 1 is virtio 1.
+            revision: of the transport: 0 is legacy (the configuration is big-endian), 1 is virtio 1 (little-endian, as
+                soon as `accept` has had ``VERSION_1``).
         """
         super().__init__(ccw)
         self.ccw = ccw
@@ -65,11 +67,11 @@ class VirtioCcw(DriverBase):
     _memory: DmaBuffer
 
     def probe(self) -> None:
-        """Check what it is, reset it, set the revision.
+        """Check what it is, set the revision, reset it.
 
         Raises:
             VirtioUnsupportedError: it is no virtio device.
-            ChannelProgramError: it refuses the revision.
+            ChannelProgramError: it refuses the revision, or has agreed on one since it was opened (command reject).
         """
         self.identity = self.ccw.sense_id()
         if self.identity.control_unit != _VIRTIO:
@@ -78,8 +80,9 @@ class VirtioCcw(DriverBase):
             )
         self._memory = self.ccw.dma_alloc(4096, iova_limit=_BELOW_2_GIB)
         try:
-            self._run(CcwCommand.RESET, b"", 0)
+            # The first of all commands (4.3.2.1): a device that was given another has settled for revision 0.
             self._run(CcwCommand.SET_REVISION, struct.pack(">HH", self.revision, 0), 4)
+            self._run(CcwCommand.RESET, b"", 0)
         except BaseException:
             self._memory.close()
             raise
@@ -99,6 +102,16 @@ class VirtioCcw(DriverBase):
             data = self._run(CcwCommand.READ_FEATURES, struct.pack("<IB", 0, half), 5)
             found |= int(struct.unpack_from("<I", data)[0]) << 32 * half
         return found
+
+    def accept(self, features: int) -> None:
+        """Tell the device which of the features that it offers are used, 64 bits.
+
+        Raises:
+            ChannelProgramError: it refuses.
+        """
+        for half in range(2):
+            word = features >> 32 * half & 0xFFFFFFFF
+            self._run(CcwCommand.WRITE_FEATURES, struct.pack("<IB", word, half), 5)
 
     @property
     def status(self) -> int:
