@@ -105,17 +105,6 @@ def test_device_in_use_is_refused(vfio_device: Find, iommu_mode: str) -> None:
             vfio_user.open(address, address_space=pci.address_space)
 
 
-def test_group_and_device_node_exclude_each_other(vfio_device: Find, iommu_mode: str) -> None:
-    address = vfio_device("edu").address
-    if vfio_user.pci_function(address).cdev is None:
-        return  # this kernel has one way only
-    with vfio_user.open(address, mode=iommu_mode), nothing_left():
-        other = AddressSpace("type1v2" if iommu_mode == "iommufd" else "iommufd")
-        with other, pytest.raises(VfioOSError, match=r"open already|open through its group") as caught:
-            other.attach(vfio_user.pci_function(address))
-        assert caught.value.errno == errno.EBUSY
-
-
 def test_several_devices_of_a_group_and_several_groups_in_a_space(
     iommu_mode: str,
 ) -> None:

@@ -21,6 +21,7 @@ from vfio_user.errors import (
     IovaError,
     UnsupportedError,
     VfioIoctlError,
+    VfioOSError,
 )
 from vfio_user.iommu.containers import ContainerBackend
 from vfio_user.iommu.iommufd import BoundDevice, Ioas, Iommufd, IommufdBackend, Viommu, VtdInfo, VtdS1
@@ -415,3 +416,12 @@ def test_file_of_device_memory_is_revoked_by_a_reset(edu: Edu, vfio_device: Find
                 assert backend.ioas.map_file(file.fileno(), 0, PAGE, iova) == iova
             backend.ioas.unmap(iova, PAGE)
         assert bound.device_id != 0
+
+
+def test_group_and_device_node_exclude_each_other(vfio_device: Find, iommu_mode: str) -> None:
+    address = vfio_device("edu").address
+    with vfio_user.open(address, mode=iommu_mode), nothing_left():
+        other = AddressSpace("type1v2" if iommu_mode == "iommufd" else "iommufd")
+        with other, pytest.raises(VfioOSError, match=r"open already|open through its group") as caught:
+            other.attach(vfio_user.pci_function(address))
+        assert caught.value.errno == errno.EBUSY

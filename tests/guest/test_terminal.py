@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import vfio_user
-from tests.guest.driven import driven_edu
+from tests.guest.driven import bind_again, driven_edu, wait_for
 from tests.guest.terminal import CTRL_C, Terminal
-from vfio_user import testing
+from vfio_user import binding, testing
 from vfio_user.drivers.edu import Edu
 from vfio_user.kernel import sysfs
 from vfio_user.pci import Command
@@ -104,3 +104,32 @@ def test_ctrl_c_in_the_middle_of_a_transfer_leaves_the_device_clean(edu: str, tm
         assert "interrupted" in terminal.text
         assert "Traceback" not in terminal.text
     assert trace.read_text().endswith("]}\n"), "the trace is whole all the same"
+
+
+@pytest.mark.parametrize("words", [("unbind",), ("bind", "--driver", "nvme"), ("restore",)], ids=lambda words: words[0])
+def test_ctrl_c_while_the_kernel_waits_for_who_has_it_open(edu: str, words: tuple[str, ...]) -> None:
+    """No signal ends what the kernel does; the record stays, and puts the device back when the kernel is done."""
+    function = sysfs.pci_function(edu)
+    if words == ("restore",):
+        (function.path / "driver/unbind").write_text(edu)
+        vfio_user.bind(edu)
+    before = "vfio-pci" if words != ("restore",) else None
+    command = (*words, edu, "--force-in-use", "open", "--timeout", "40")
+    with driven_edu(monitor=False) as driven:
+        with Terminal(testing.output() / "terminal" / f"interrupted-{words[0]}.cast", *command) as terminal:
+            wait_for(lambda: function.driver is None, 60)  # the kernel takes the driver's name away, then waits
+            terminal.press(CTRL_C)
+            assert terminal.finish() == 130
+            assert "interrupted" in terminal.text
+            assert "Traceback" not in terminal.text
+        (record,) = binding.records()
+        assert (str(record.address), record.before.driver) == (edu, before)
+        assert driven.factorial(5) == 120, "the driver still has it"
+    with run("restore") as terminal:
+        assert terminal.finish() == 0
+        # The kernel may have come to what undid it by then.
+        assert "again" in terminal.text or "was back already" in terminal.text
+    assert function.driver == before
+    assert binding.records() == ()
+    if before is None:
+        bind_again(edu)

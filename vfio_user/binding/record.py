@@ -56,7 +56,8 @@ class Record:
     def overrides(self) -> frozenset[str | None]:
         """All values that ``driver_override`` may have by our doing."""
         named = {override_for(each) for each in (*self.earlier, self.driver)}
-        return frozenset({self.before.override, self.before.driver, *named})
+        # On its way back it may be kept from all drivers for a moment.
+        return frozenset({self.before.override, self.before.driver, NO_DRIVER, *named})
 
 
 def override_for(driver: str | None) -> str:

@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VfioError as error:
         print(f"vfio-user: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vfio-user: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("\n".join(("vfio-user: interrupted", *getattr(interrupt, "__notes__", ()))), file=sys.stderr)
         return 130
 
 

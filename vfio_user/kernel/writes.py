@@ -8,9 +8,9 @@ it does not come back, this process is free to say so.
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vfio_user.errors import DeadlineError, VfioOSError
 
 __all__ = ["outstanding", "write"]
 
-_left: set[int] = set()
+_GRACE = 5.0  # seconds that who interrupts a write waits for it, so that it is known what it did
 
 # Its exit code is the errno: what was written either arrived whole or not at all.
 _HELPER = """
@@ -42,47 +42,54 @@ def write(path: Path, text: str, deadline: float) -> None:
         DeadlineError: the kernel has not answered; it goes on with the write as soon as it can.
         VfioOSError: the kernel refused; errno is kept.
     """
-    # A session of its own: an interrupt from the keyboard is for this process, which then lets the write end.
-    helper = subprocess.Popen(
-        [sys.executable or "python3", "-I", "-S", "-c", _HELPER, str(path), text],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    made = _Write(path, text)
+    _begun.add(made)  # first, so that no interrupt comes between
     try:
-        code = _wait(helper, deadline)
+        made.start()
+        made.ended.wait(max(0.0, deadline - time.monotonic()))
     except BaseException:
-        _wait(helper, deadline)
+        made.ended.wait(max(0.0, min(deadline - time.monotonic(), _GRACE)))
         raise
-    if code is None:
+    if not made.ended.is_set():
         raise DeadlineError(
             f"the kernel does not come back from writing {text.strip()!r} to {path}: it waits for whoever has the "
             "device open, or its driver hangs (dmesg tells)"
         )
-    if code:
-        raise _refused(code, path, text)
-
-
-def _wait(helper: subprocess.Popen[bytes], deadline: float) -> int | None:
-    try:
-        return helper.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        helper.returncode = 0  # it may never end: nobody is to wait for it, nor to warn that nobody did
-        _left.add(helper.pid)
-        return None
+    _begun.discard(made)
+    if made.error is not None:
+        raise VfioOSError(made.error.errno or 0, "start a process that writes to sysfs") from made.error
+    if made.code:
+        raise _refused(made.code, path, text)
 
 
 def outstanding() -> bool:
     """Tell whether a write of this process that was given up is still being made; what it changes is to come yet."""
-    for pid in tuple(_left):
+    _begun.difference_update([each for each in _begun if each.ended.is_set()])
+    return bool(_begun)
+
+
+class _Write(threading.Thread):
+    """One write, in a thread because interrupts are for the main one: the process is never started and then lost."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(name="sysfs write", daemon=True)  # it may never end
+        self.ended = threading.Event()
+        self.code = 0
+        self.error: OSError | None = None
+        self._words = [sys.executable or "python3", "-I", "-S", "-c", _HELPER, str(path), text]
+
+    def run(self) -> None:
+        quiet = subprocess.DEVNULL
         try:
-            if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                return True
-        except ChildProcessError:
-            pass  # somebody else has waited for it
-        _left.discard(pid)
-    return False
+            # A session of its own: an interrupt from the keyboard is for this process, which then lets the write end.
+            self.code = subprocess.call(self._words, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        except OSError as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+
+_begun: set[_Write] = set()
 
 
 def _refused(code: int, path: Path, text: str) -> VfioOSError:

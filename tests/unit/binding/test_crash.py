@@ -107,6 +107,23 @@ def test_killed_at_each_step(name: str, tmp_path: Path) -> None:
     assert at >= 6, "too few steps to be true"
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_killed_while_a_device_without_driver_is_put_back(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = machine(tmp_path, monkeypatch)
+    bus._unbind(DEVICE)
+    before = picture(bus)
+    vfio_user.bind(DEVICE)
+    bus.steps, bus.dies_at = 0, at
+    with pytest.raises(Killed):
+        vfio_user.restore()
+    bus.revive()
+    vfio_user.restore()
+    assert picture(bus) == before
+    assert binding.records() == ()
+
+
 def _moved(value: object, old: str, new: str) -> object:
     """Let a picture of one machine name the folders of another."""
     if isinstance(value, NodeState):

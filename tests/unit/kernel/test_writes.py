@@ -81,3 +81,30 @@ def test_a_write_that_was_given_up_is_known_to_come_yet(tmp_path: Path) -> None:
     while writes.outstanding():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_who_interrupts_again_gives_the_write_up(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    main = threading.get_ident()
+
+    def twice() -> None:
+        for _ in range(2):
+            time.sleep(0.3)
+            signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=twice)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            writes.write(fifo, "x", soon())
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert writes.outstanding()
+    assert fifo.read_text() == "x"
+    deadline = time.monotonic() + 20
+    while writes.outstanding():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

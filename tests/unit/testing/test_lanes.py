@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests import lanes
-from tests.lanes import Lane, Outcome
+from tests.guest.conftest import NEED_IOMMUFD, NEED_SAMPLES
+from tests.lanes import LANES, TOP, Lane, Outcome
 from vfio_user.testing import Guest, GuestCrashedError
 
 JUNIT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
@@ -184,3 +185,28 @@ def test_a_lane_that_takes_as_long_as_it_is_told() -> None:
     other = Lane("unit", ("tests/unit",))
     assert other.lasting(10) == other
     assert not [word for word in lanes._command(other, "") if "minutes" in word]
+
+
+#: What needs more than a lane sets up.
+SET_UP_BY_HAND = ("tests/buses/test_channel.py", "tests/buses/test_zpci.py")
+
+
+def runs(lane: Lane, test: str) -> bool:
+    """Tell whether pytest is given a file, or a folder that it is in, and whether the guest has what it needs."""
+    if lane.guest is None or f"--ignore={test}" in lane.tests:
+        return False
+    lacking = Path(test).name in NEED_IOMMUFD + NEED_SAMPLES and lane.guest.kernel != "feature"
+    return not lacking and any(test == word or test.startswith(f"{word}/") for word in lane.tests)
+
+
+@pytest.mark.parametrize("folder", ["guest", "unusual", "corners", "stress", "buses"])
+def test_every_test_that_needs_a_guest_is_in_a_lane(folder: str) -> None:
+    files = sorted(str(path.relative_to(TOP)) for path in (TOP / "tests" / folder).rglob("test_*.py"))
+    assert files
+    assert [each for each in files if not any(runs(lane, each) for lane in LANES) and each not in SET_UP_BY_HAND] == []
+
+
+def test_what_lanes_are_given_is_there() -> None:
+    words = {word.removeprefix("--ignore=") for lane in LANES for word in lane.tests}
+    names = {word.removeprefix("--deselect=").partition("::")[0] for word in words}
+    assert [each for each in sorted(names) if not (TOP / each).exists()] == []
