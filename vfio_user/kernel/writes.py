@@ -64,7 +64,7 @@ def write(path: Path, text: str, deadline: float) -> None:
 
 def outstanding() -> bool:
     """Tell whether a write of this process that was given up is still being made; what it changes is to come yet."""
-    _begun.difference_update([each for each in _begun if each.ended.is_set()])
+    _begun.difference_update([each for each in tuple(_begun) if each.ended.is_set()])
     return bool(_begun)
 
 
