@@ -246,6 +246,24 @@ def test_an_interrupt_undoes_it_too(bus: FakeBus, monkeypatch: pytest.MonkeyPatc
     assert files_of(bus) == []
 
 
+def test_an_interrupt_while_the_kernel_is_at_work_keeps_the_record(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bus.shape()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vfio_user.binding.nodes.wait_for_nodes", interrupt)
+    monkeypatch.setattr("vfio_user.binding.transaction.outstanding", lambda: True)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        vfio_user.bind(DEVICE)
+    assert "has yet to change" in caught.value.__notes__[0]
+    assert files_of(bus) == [f"{DEVICE}.json"]
+    assert [each.fate for each in vfio_user.restore()] == [Fate.BACK]
+    assert bus.shape() == before
+
+
 def test_a_node_that_does_not_come(bus: FakeBus) -> None:
     before = bus.shape()
     bus.makes_nodes = False
