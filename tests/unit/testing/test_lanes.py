@@ -187,10 +187,6 @@ def test_a_lane_that_takes_as_long_as_it_is_told() -> None:
     assert not [word for word in lanes._command(other, "") if "minutes" in word]
 
 
-#: What needs more than a lane sets up.
-SET_UP_BY_HAND = ("tests/buses/test_channel.py", "tests/buses/test_zpci.py")
-
-
 def runs(lane: Lane, test: str) -> bool:
     """Tell whether pytest is given a file, or a folder that it is in, and whether the guest has what it needs."""
     if lane.guest is None or f"--ignore={test}" in lane.tests:
@@ -203,7 +199,7 @@ def runs(lane: Lane, test: str) -> bool:
 def test_every_test_that_needs_a_guest_is_in_a_lane(folder: str) -> None:
     files = sorted(str(path.relative_to(TOP)) for path in (TOP / "tests" / folder).rglob("test_*.py"))
     assert files
-    assert [each for each in files if not any(runs(lane, each) for lane in LANES) and each not in SET_UP_BY_HAND] == []
+    assert [each for each in files if not any(runs(lane, each) for lane in LANES)] == []
 
 
 def test_what_lanes_are_given_is_there() -> None:
