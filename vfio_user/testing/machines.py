@@ -95,6 +95,8 @@ class Machine:
     """Prefix of the cross compiler's programs."""
     seats: Mapping[str, Seat] = field(default_factory=dict)
     """Kinds of devices on other buses than PCI."""
+    first_slot: int = 0x04
+    """Slot of ``pcie.0`` for the first device of a plan; below it are the IOMMU and the shares."""
     zpci: bool = False
     """Whether a PCI function needs a ``zpci`` device, which gives it a domain of its own."""
 
@@ -151,6 +153,7 @@ _ARM64 = Machine(
     # vfio-platform refuses a device that it can't reset, and it has a reset function for none of QEMU's.
     kernel="console=ttyAMA0 nokaslr vfio_platform.reset_required=0",
     share="virtio-9p-pci,bus=pcie.0,addr={number:#x}",
+    first_slot=0x07,
     iommus={
         # QEMU's SMMU translates for PCI only. The tree says that it does for these too, so that they have groups:
         # their DMA still goes to physical addresses, and the kernel can't tell that their interrupts are safe.

@@ -30,8 +30,7 @@ TOPOLOGIES: dict[str, tuple[str, ...]] = {
     "T7": ("nvme,vfs=4",),
 }
 
-_FIRST_PORT = 0x04  # of pcie.0; the slots below are those of the runner's own devices
-_LAST_PORT = 0x1E  # 0x1f is the machine's LPC bridge
+_LAST_SLOT = 0x1E  # of pcie.0; 0x1f is the machine's LPC bridge
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
 
 
@@ -218,11 +217,12 @@ def plan(slots: Iterable[str], scratch: Path, *, ports: bool = True, machine: Ma
         machine: what has the seats.
 
     Raises:
-        GuestSpecError: a slot can't be read, or there are more than 27.
+        GuestSpecError: a slot can't be read, or there are more than the machine has room for.
     """
     texts = tuple(slots)
-    if len(texts) > _LAST_PORT - _FIRST_PORT + 1:
-        raise GuestSpecError(f"a guest has room for {_LAST_PORT - _FIRST_PORT + 1} slots, not {len(texts)}")
+    room = _LAST_SLOT - machine.first_slot + 1
+    if len(texts) > room:
+        raise GuestSpecError(f"a guest has room for {room} slots, not {len(texts)}")
     numbers: Counter[str] = Counter()
     parts = [_slot(index, text, numbers, scratch, ports, machine) for index, text in enumerate(texts)]
     return Plan(
@@ -241,8 +241,8 @@ def _slot(index: int, text: str, numbers: Counter[str], scratch: Path, ports: bo
             raise GuestSpecError(f"{text!r}: {machine.arch} has no slot with several functions for this")
         return _seated(functions[0], index, seat or _zpci(index), numbers, scratch)
     behind_port = _wants_port(functions, text, ports)
-    slot = _FIRST_PORT + index
-    arguments = _root_port(index) if behind_port else []
+    slot = machine.first_slot + index
+    arguments = _root_port(index, slot) if behind_port else []
     placed, files = [], []
     for function, device in enumerate(functions):
         name = f"{device.kind}{numbers[device.kind]}"
@@ -284,10 +284,10 @@ def _zpci(index: int) -> Seat:
     return Seat("pci", f"{index + 1:04x}:00:00.0")
 
 
-def _root_port(index: int) -> list[str]:
+def _root_port(index: int, slot: int) -> list[str]:
     # The default speed of 16 GT/s makes a hot reset of a PCIe endpoint fail after a second: the kernel waits
     # for a "link active" that this port never reports at 8 GT/s and up.
-    place = f"id=port{index},bus=pcie.0,addr={_FIRST_PORT + index:#x},chassis={index + 1},slot={index + 1}"
+    place = f"id=port{index},bus=pcie.0,addr={slot:#x},chassis={index + 1},slot={index + 1}"
     return ["-device", f"pcie-root-port,{place},x-speed=5"]
 
 

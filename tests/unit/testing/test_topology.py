@@ -69,6 +69,13 @@ def test_each_slot_has_its_own_slow_root_port() -> None:
     assert {port["x-speed"] for port in ports} == {"5"}
 
 
+def test_ports_are_above_the_shares_of_a_machine_with_a_root_of_its_own() -> None:
+    layout = plan(["edu"], SCRATCH, machine=machines.named("arm64"))
+    (port,) = options(layout.arguments, "pcie-root-port")
+    assert port["addr"] == "0x7", "slots 2 to 6: its root, the output, the folder, the package, the extension"
+    assert layout.placed == (Placed("edu0", "edu", "0000:00:07.0", "00.0"),)
+
+
 def test_names_count_by_kind_and_places_are_known() -> None:
     assert plan(["edu", "nvme", "edu+edu"], SCRATCH).placed == (
         Placed("edu0", "edu", "0000:00:04.0", "00.0"),
