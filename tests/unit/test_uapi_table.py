@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests import uapi_table
 from tests.uapi_record import name_of, rows
 from vfio_user.kernel.ioctl import requests
@@ -26,6 +28,19 @@ def test_modes_in_few_words() -> None:
     assert uapi_table.cell(["-"], {"type1"}) == "yes"
     assert uapi_table.cell(["-", "type1", "type1v2"], {"type1", "type1v2"}) == "all"
     assert uapi_table.cell(["type1v2", "-"], {"type1", "type1v2"}) == "type1v2"
+    assert uapi_table.cell(["type1", "type1v2"], {"type1", "type1v2", "iommufd"}) == "containers"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("VFIO_IOMMU_MAP_DMA", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_IOEVENTFD", "IOMMU_IOAS_MAP_FILE"),
+        *("VFIO_DEVICE_FEATURE MIGRATION", "VFIO_DEVICE_FEATURE DMA_BUF", "IOMMU_IOAS_NOIOMMU_GET_PA"),
+    ],
+)
+def test_what_tests_try_is_in_the_table(name: str) -> None:
+    cells = uapi_table.read(uapi_table.TABLE.read_text())
+    assert any(cells[lane].get(name) for lane in cells)
 
 
 def test_same_number_on_another_file() -> None:
