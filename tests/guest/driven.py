@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfio_user import testing
+from vfio_user import PciDevice, testing
 
 DEVICES = Path("/sys/bus/pci/devices")
 
@@ -81,3 +81,14 @@ def bind_again(address: str) -> None:
     """Bind a device without a driver to vfio-pci."""
     write(DEVICES / address / "driver_override", "vfio-pci")
     write(Path("/sys/bus/pci/drivers_probe"), address)
+
+
+def asleep(pci: PciDevice, seconds: float = 60.0) -> bool:
+    """Wait for the kernel to put a device to sleep, which it does a little after it may; only then can it wake up."""
+    status = DEVICES / pci.name / "power/runtime_status"
+    deadline = time.monotonic() + seconds
+    while status.read_text().strip() != "suspended":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import vfio_user
-from tests.guest.driven import DEVICES, bind_again, wait_for, write
+from tests.guest.driven import DEVICES, asleep, bind_again, wait_for, write
 from tests.guest.leaks import nothing_left
 from vfio_user import EventKind, testing
 from vfio_user.drivers.edu import Edu
@@ -73,10 +73,12 @@ def test_a_wake_up_is_an_event() -> None:
         version = pci.bar(0).read32(8)
         with pci.events.serve():
             pci.low_power.enter_with_wakeup()
+            assert asleep(pci)
             assert pci.config.vendor_id, "the kernel wakes it for this"
             wait_for(lambda: not pci.low_power.active, 60)
             assert pci.bar(0).read32(8) == version
         pci.low_power.enter_with_wakeup()
+        assert asleep(pci)
         assert pci.config.vendor_id
         assert pci.events.wait(60).kind is EventKind.WAKE
         pci.low_power.exit()

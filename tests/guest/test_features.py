@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import vfio_user
+from tests.guest.driven import asleep
 from tests.guest.leaks import nothing_left
 from vfio_user import IovaRange, PciDevice
 from vfio_user.device.dma_log import DmaLog
@@ -45,17 +44,6 @@ def nvme(vfio_device: Find, iommu_mode: str) -> Iterator[PciDevice]:
 def memory(vfio_device: Find) -> Iterator[PciDevice]:
     with nothing_left(), vfio_user.open(vfio_device("ivshmem").address) as pci:
         yield pci
-
-
-def asleep(pci: PciDevice, seconds: float = 10.0) -> bool:
-    """Wait for the kernel to put a device to sleep."""
-    status = Path(f"/sys/bus/pci/devices/{pci.name}/power/runtime_status")
-    deadline = time.monotonic() + seconds
-    while status.read_text().strip() != "suspended":
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def is_active(pci: PciDevice) -> bool:
