@@ -230,8 +230,8 @@ def _pytest_in_guest(lane: Lane, guest: Guest, folder: Path) -> int:
     except GuestCrashedError as error:
         if _EMULATOR_DIED not in error.reason:
             raise
-        # QEMU 10's multi-threaded emulation now and then fails an assertion of its own (iotlb_to_section) while one
-        # processor moves BARs and another uses them. That says nothing of what ran in it; twice in a row would.
+        # An assertion of QEMU's own that fails says nothing of what ran in it; twice in a row would. Seen with a thread
+        # for each processor (iotlb_to_section), which guests no longer have.
         print(f"{lane.name}: the emulator itself died, so once more: {error.reason}", flush=True)
         return _one_guest(lane, guest, folder)
 
