@@ -78,7 +78,7 @@ SOLDERED = ("pl031", "flash", "virtio-rng-mmio")
 ARM64 = (*SOLDERED, "edu", "nvme,size=256M", "nvme,size=64M")
 ON_ARM64 = tuple(f"tests/buses/test_{name}.py" for name in ("clock", "flash", "entropy", "platform"))
 ON_ARM64_PCI = (
-    *("tests/buses/test_smmu.py", "tests/guest/test_edu.py", "tests/guest/test_nvme.py"),
+    *("tests/buses/test_docs.py", "tests/buses/test_smmu.py", "tests/guest/test_edu.py", "tests/guest/test_nvme.py"),
     "--deselect=tests/guest/test_nvme.py::test_memory_of_all_kinds",  # that guest's root has no numpy
 )
 #: On s390x also what is written down as bytes: it is the machine with the other byte order.

@@ -1,7 +1,8 @@
 """Pieces of code and commands in the documentation, for the tests that run them.
 
 In Markdown, blocks of ``python`` of one page are one program, run in a guest; blocks of ``sh`` are run there too. A
-``console`` block shows what a person types at ``$``: its ``vfio-user`` commands have to be understood by the parser.
+``{code-block} python`` is a program by itself, for a guest of another architecture (`tests/buses`). A ``console`` block
+shows what a person types at ``$``: its ``vfio-user`` commands have to be understood by the parser.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["TOP", "blocks", "commands", "pages"]
 
 TOP = Path(__file__).resolve().parent.parent
 
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```((?:\{code-block\} )?\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def pages() -> list[Path]:
