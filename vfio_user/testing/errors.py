@@ -3,10 +3,10 @@
 ::
 
     GuestError (VfioError)
-    ├── GuestSpecError (ArgumentError)     a guest that can't be built: unknown device, bad size, unknown
-    kernel ├── GuestSetupError                    something the guest needs can't be had: QEMU, kernel,
-    package └── GuestCrashedError                  the guest ended without a result; shows the end of its
-        console └── GuestTimeoutError (TimeoutError)   the guest was stopped at its deadline
+    ├── GuestSpecError (ArgumentError)         a guest that can't be built: unknown device, bad size
+    ├── GuestSetupError                        something the guest needs can't be had: QEMU, a kernel
+    └── GuestCrashedError                      the guest ended without a result; shows its console's end
+        └── GuestTimeoutError (TimeoutError)   the guest was stopped at its deadline
 """
 
 from __future__ import annotations
@@ -36,15 +36,23 @@ class GuestCrashedError(GuestError):
         console: the guest's serial console, whole.
     """
 
-    #: Lines of the console that the message shows.
+    #: Lines of the console that the message shows: these at its end, and from a panic on when that is longer.
     SHOWN_LINES = 40
+    PANIC_LINES = 200
+    PANIC = "Kernel panic - "
 
     def __init__(self, reason: str, console: str = "") -> None:
-        tail = "\n".join(console.rstrip().splitlines()[-self.SHOWN_LINES :])
+        tail = "\n".join(self._end(console.rstrip().splitlines()))
         shown = f"\n--- end of the guest's console ---\n{tail}\n---" if tail else " (its console is empty)"
         super().__init__(f"{reason}{shown}")
         self.reason = reason
         self.console = console
+
+    @classmethod
+    def _end(cls, lines: list[str]) -> list[str]:
+        last = lines[-cls.PANIC_LINES :]
+        panic = next((index for index, line in enumerate(last) if cls.PANIC in line), len(last))
+        return last[min(panic, max(0, len(last) - cls.SHOWN_LINES)) :]
 
 
 class GuestTimeoutError(GuestCrashedError, TimeoutError):

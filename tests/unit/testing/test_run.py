@@ -96,6 +96,17 @@ def test_no_exit_code_is_a_crash_that_shows_the_console(machine: Machine, tmp_pa
     assert "Kernel panic" in (tmp_path / "results/guest/console").read_text()
 
 
+def test_a_panic_is_shown_however_long_its_report_is(machine: Machine) -> None:
+    machine.plays(
+        "for line in $(seq 50); do echo line $line >>$console; done; echo 'Kernel panic - not syncing: x' >>$console;"
+        " for line in $(seq 100); do echo frame $line >>$console; done"
+    )
+    with pytest.raises(GuestCrashedError) as caught:
+        run(Guest(), ["true"])
+    assert "---\nKernel panic - not syncing: x\nframe 1\n" in str(caught.value)
+    assert "frame 100\n" in str(caught.value)
+
+
 def test_half_an_exit_code_is_a_crash(machine: Machine) -> None:
     machine.plays(": >$control/rc; echo gone >$console")
     with pytest.raises(GuestCrashedError):
