@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable
@@ -56,7 +57,8 @@ class IrqVector:
         self._state = threading.Condition(self._lock)
         self._waiting = 0
         self._closing = False
-        self._futures: list[asyncio.Future[None]] = []
+        self._futures: list[asyncio.Future[int]] = []  # of tasks that wait, all of one loop
+        self._loops: list[asyncio.AbstractEventLoop] = []  # that watch the file
 
     def fileno(self) -> int:
         """Give the eventfd, for ``select``, ``epoll`` or ``loop.add_reader``; readable when interrupts came.
@@ -76,11 +78,14 @@ class IrqVector:
         # while the vector is being closed is the wake-up of its waiters.
         with self._lock:
             self._require_open()
-            try:
-                count = os.eventfd_read(self._fd.fileno())
-            except BlockingIOError:
-                return 0
-        return self._counted(count)
+            count = self._read()
+        return self._counted(count) if count else 0
+
+    def _read(self) -> int:
+        try:
+            return os.eventfd_read(self._fd.fileno())
+        except BlockingIOError:
+            return 0
 
     def _counted(self, count: int) -> int:
         if tracing.sink is not None:
@@ -135,38 +140,52 @@ class IrqVector:
 
         loop = asyncio.get_running_loop()
         require_no_section(_WAITING)
-        while True:
-            count = self.drain()
-            if count:
-                return count
-            future = self._watch(loop)
-            try:
-                await future
-            finally:
-                self._unwatch(loop, future)
+        count = self.drain()
+        if count:
+            return count
+        future = self._watch(loop)
+        try:
+            return await future
+        finally:
+            self._leave(future)
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        with self._state:
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[int]:
+        with self._lock:
             self._require_open()
-            if not self._futures:
-                loop.add_reader(self.fileno(), self._wake)
-            elif self._futures[0].get_loop() is not loop:
+            if self._futures and self._futures[0].get_loop() is not loop:
                 raise BusyError(f"tasks of another event loop wait for {self.name}; one loop has a vector at a time")
-            future: asyncio.Future[None] = loop.create_future()
+            # Again each time, which costs no system call: somebody may have watched or left the file meanwhile.
+            loop.add_reader(self._fd.fileno(), self._wake, loop)
+            if loop not in self._loops:
+                self._loops = [each for each in self._loops if not each.is_closed()] + [loop]
+            future: asyncio.Future[int] = loop.create_future()
             self._futures.append(future)
             return future
 
-    def _unwatch(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-        with self._state:
-            if future in self._futures:
-                self._futures.remove(future)
-                if not self._futures:
-                    loop.remove_reader(self.fileno())
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give what came to the task that has waited longest. The event loop calls this.
 
-    def _wake(self) -> None:
-        for future in tuple(self._futures):
-            if not future.done():
-                future.set_result(None)
+        It goes on watching after a task was served, since the next wait is likely to come soon: only when something
+        arrives that nobody waits for does it stop.
+        """
+        with self._lock:
+            if self._closing:
+                return
+            future = next((each for each in self._futures if not each.done()), None)
+            if future is None or future.get_loop() is not loop:
+                loop.remove_reader(self._fd.fileno())
+                self._loops.remove(loop)
+            elif count := self._read():
+                future.set_result(self._counted(count))
+
+    def _leave(self, future: asyncio.Future[int]) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            self._futures.remove(future)
+            if future.done() and not future.cancelled() and sys.exception() is not None:
+                # The task was cancelled after it was served: what came is for others.
+                os.eventfd_write(self._fd.fileno(), future.result())
 
     def __await__(self) -> Generator[object, None, int]:
         return self._next().__await__()
@@ -183,20 +202,33 @@ class IrqVector:
             # The waiters wake up, see the flag, and leave; only then may the number be given to another file.
             os.eventfd_write(self._fd.fileno(), 1)
             self._state.wait_for(lambda: self._waiting == 0, _LEAVE_TIMEOUT)
-            futures, self._futures = self._futures, []
-            loop = futures[0].get_loop() if futures else None
-            if loop is None or loop.is_closed():
-                self._fd.close()
-            else:
-                # A reader can be removed by its loop's own thread only, and before the number is given away.
-                loop.call_soon_threadsafe(self._fail, futures, self._fd.detach())
+            fd = self._fd.detach()
+        self._dismiss(fd)
 
-    def _fail(self, futures: list[asyncio.Future[None]], fd: int) -> None:
-        futures[0].get_loop().remove_reader(fd)
-        os.close(fd)
-        for future in futures:
-            if not future.done():
-                future.set_exception(self._closed_error())
+    def _dismiss(self, fd: int) -> None:
+        """Let every event loop forget the file, and close it after the last has."""
+        # A loop is told by its own thread only, and before the number may be given to another file.
+        loops = [each for each in self._loops if not each.is_closed()]
+
+        def forget(loop: asyncio.AbstractEventLoop) -> None:
+            loop.remove_reader(fd)
+            for future in self._futures:
+                if future.get_loop() is loop and not future.done():
+                    future.set_exception(self._closed_error())
+            loops.remove(loop)
+            if not loops:
+                os.close(fd)
+
+        if not loops:
+            os.close(fd)
+        for loop in tuple(loops):
+            if _is_ours(loop):
+                forget(loop)
+                continue
+            try:
+                loop.call_soon_threadsafe(forget, loop)
+            except RuntimeError:  # closed meanwhile
+                forget(loop)
 
     def _require_open(self) -> None:
         if self._closing:
@@ -293,6 +325,16 @@ class IrqPoller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_ours(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether this thread may use an event loop: it runs it, or nobody does."""
+    import asyncio
+
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return not loop.is_running()
 
 
 def _deadline(timeout: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -188,3 +189,77 @@ def test_threads_and_tasks_wait_for_the_same_vector(pci: PciDevice, vector: IrqV
         assert isinstance(thread.exception(10), ClosedError)
 
     asyncio.run(main())
+
+
+def test_task_after_somebody_else_has_left_the_file(pci: PciDevice, vector: IrqVector) -> None:
+    """A program's own reader, which comes and goes between two waits, does not make the second deaf."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        (task,) = await waiting(vector)
+        pci.irqs.msix.trigger()
+        assert await task == 1
+        seen: list[int] = []
+        loop.add_reader(vector.fileno(), lambda: seen.append(vector.drain()))
+        pci.irqs.msix.trigger()
+        async with asyncio.timeout(10):
+            while not seen:
+                await asyncio.sleep(0.001)
+        loop.remove_reader(vector.fileno())
+        (task,) = await waiting(vector)
+        pci.irqs.msix.trigger()
+        async with asyncio.timeout(10):
+            assert await task == 1
+        assert seen == [1]
+
+    asyncio.run(main())
+
+
+def test_interrupts_that_nobody_waits_for_do_not_wake_the_loop_again_and_again(
+    pci: PciDevice, vector: IrqVector
+) -> None:
+    async def main() -> None:
+        (task,) = await waiting(vector)
+        pci.irqs.msix.trigger()
+        assert await task == 1
+        pci.irqs.msix.trigger()
+        pci.irqs.msix.trigger()
+        await asyncio.sleep(0.05)
+        loop = asyncio.get_running_loop()
+        assert not loop.remove_reader(vector.fileno()), "the loop still watches"
+        assert await vector == 2
+
+    asyncio.run(main())
+
+
+def test_loops_in_two_threads_take_turns(pci: PciDevice, vector: IrqVector) -> None:
+    """Each has watched the file; closing it makes both forget."""
+    served, over = threading.Event(), threading.Event()
+    left: list[bool] = []
+
+    async def first() -> None:
+        pci.irqs.msix.trigger()
+        assert await vector == 1
+        (task,) = await waiting(vector)
+        pci.irqs.msix.trigger()
+        assert await task == 1
+        fd = vector.fileno()
+        served.set()
+        while not over.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        left.append(asyncio.get_running_loop().remove_reader(fd))
+
+    async def second() -> None:
+        (task,) = await waiting(vector)
+        pci.irqs.msix.trigger()
+        assert await task == 1
+        pci.irqs.msix.disable()
+        over.set()
+
+    thread = threading.Thread(target=asyncio.run, args=(first(),))
+    thread.start()
+    assert served.wait(10)
+    asyncio.run(second())
+    thread.join(10)
+    assert left == [False]
