@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -146,6 +146,7 @@ def open_all(
     *,
     mode: IommuMode | str = "auto",
     allow_noiommu: bool = False,
+    vf_token: str | Mapping[str, str] | Mapping[PciAddress, str] | None = None,
 ) -> Devices:
     """Open several devices with one address space, at the same time; all or none.
 
@@ -155,9 +156,12 @@ def open_all(
         addresses: ``["0000:01:00.0", "0000:01:00.1"]``.
         mode: see `open`; one for all of them.
         allow_noiommu: see `open`.
+        vf_token: see `open`: one for all of them, or each by its address, for those that have one. The kernel refuses a
+            token for a device that is neither a physical nor a virtual function of SR-IOV.
 
     Raises:
-        ArgumentError: no addresses were given, or one twice; otherwise as `open`, the first that failed.
+        ArgumentError: no addresses were given, or one twice, or a token for another device; otherwise as `open`, the
+            first that failed.
     """
     if isinstance(addresses, str):
         raise ArgumentError(f"{addresses!r} is one address; open_all() takes a list of them, open() takes one")
@@ -167,10 +171,12 @@ def open_all(
     for name, count in Counter(function.name for function in functions).items():
         if count > 1:
             raise ArgumentError(f"{name} is given {count} times: a process opens a device once")
+    tokens = _tokens(functions, vf_token)
     with ExitStack() as stack:
         space = stack.enter_context(_space(functions, mode, allow_noiommu))
         opened = all_or_none(
-            [partial(_open_function, function, space) for function in functions], lambda device: device.close()
+            [partial(_open_function, function, space, tokens.get(function.address)) for function in functions],
+            lambda device: device.close(),
         )
         stack.pop_all()
     devices = Devices(opened)
@@ -178,8 +184,23 @@ def open_all(
     return devices
 
 
-def _open_function(function: sysfs.PciFunction, space: AddressSpace) -> PciDevice:
-    return PciDevice(function.address, space.attach(function), space)
+def _tokens(
+    functions: Sequence[sysfs.PciFunction], token: str | Mapping[str, str] | Mapping[PciAddress, str] | None
+) -> dict[PciAddress, str]:
+    """Give each function's VF token, if it has one."""
+    addresses = [function.address for function in functions]
+    if token is None:
+        return {}
+    if not isinstance(token, Mapping):
+        return dict.fromkeys(addresses, token)
+    tokens = {PciAddress.parse(address): each for address, each in token.items()}
+    for address in tokens.keys() - set(addresses):
+        raise ArgumentError(f"a VF token is given for {address}, which is not among the devices to open")
+    return tokens
+
+
+def _open_function(function: sysfs.PciFunction, space: AddressSpace, vf_token: str | None) -> PciDevice:
+    return PciDevice(function.address, space.attach(function, vf_token=vf_token), space)
 
 
 def open_node(

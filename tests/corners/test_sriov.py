@@ -134,6 +134,22 @@ def test_last_token_counts(vf: str, pf: str, iommu_mode: str) -> None:
         vfio_user.open(vf, mode=iommu_mode, vf_token=OTHER).close()
 
 
+def test_several_are_opened_with_one_token_or_each_with_its_own(pf: str, vfio_device: Find, iommu_mode: str) -> None:
+    edu = vfio_device("edu").address
+    with nothing_left(), create_vfs(pf, 2) as vfs, vfio_user.open(pf, mode=iommu_mode, vf_token=TOKEN):
+        first, second = addresses = [str(each) for each in vfs.addresses]
+        with vfio_user.open_all(addresses, mode=iommu_mode, vf_token=TOKEN) as devices:
+            assert [each.name for each in devices] == addresses
+        with vfio_user.open_all([edu, *addresses], mode=iommu_mode, vf_token=dict.fromkeys(addresses, TOKEN)) as all_:
+            assert len(all_) == 3
+        with pytest.raises(VfioIoctlError, match="vf_token=UUID"):
+            vfio_user.open_all(addresses, mode=iommu_mode, vf_token={first: TOKEN, second: OTHER})
+        with pytest.raises(VfioIoctlError, match=f"{edu}.*token") as caught:
+            vfio_user.open_all([edu, *addresses], mode=iommu_mode, vf_token=TOKEN)
+        assert caught.value.errno == errno.EINVAL
+        del devices, all_
+
+
 def test_physical_function_is_opened_with_the_token_while_a_virtual_one_is_in_use(
     vf: str, pf: str, iommu_mode: str
 ) -> None:

@@ -72,7 +72,7 @@ class FakeKernel:
         self.short = 0
         """Bytes that unmaps leave out."""
         self.devices: dict[str, FakeDevice] = {}
-        self.token: str | None = None
+        self.tokens: dict[str, str] = {}
         self._kinds: dict[int, str | FakeDevice] = {}
         self._open = os.open
         monkeypatch.setattr(os, "open", self.open)
@@ -167,8 +167,8 @@ class FakeKernel:
         name, _, token = text.partition(" vf_token=")
         if name not in self.devices:
             return -errno.ENODEV
-        if token != (self.token or ""):
-            return -errno.EACCES
+        if token != self.tokens.get(name, ""):
+            return -errno.EACCES if name in self.tokens else -errno.EINVAL
         fd = self.devices[name].open()
         self._kinds[os.fstat(fd).st_ino] = self.devices[name]
         return fd

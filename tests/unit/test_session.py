@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import threading
 from collections.abc import Iterator
 
@@ -15,12 +16,22 @@ from tests.unit.fake_device import FakeDevice
 from tests.unit.fake_kernel import FakeKernel
 from tests.unit.fake_sysfs import FakeSysfs
 from vfio_user import AddressSpace, IommuMode, open_devices
-from vfio_user.errors import ArgumentError, BusyError, DeadlineError, NotViableError, UnsupportedError, VfioError
+from vfio_user.addresses import PciAddress
+from vfio_user.errors import (
+    ArgumentError,
+    BusyError,
+    DeadlineError,
+    NotViableError,
+    UnsupportedError,
+    VfioError,
+    VfioIoctlError,
+)
 from vfio_user.iommu.group import Group
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.sysfs import PciFunction
 
 SECOND, THIRD = "0000:01:00.1", "0000:02:00.0"
+TOKEN, OTHER = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3", "2ab74924-c335-45f4-9b16-8569e5b08258"
 
 
 @pytest.fixture
@@ -114,6 +125,31 @@ def test_several_at_once(three: list[str], kernel: FakeKernel) -> None:
         assert devices.address_space.closed
         devices.close()
         del devices
+
+
+def test_several_with_a_token(three: list[str], kernel: FakeKernel) -> None:
+    kernel.tokens = dict.fromkeys(three, TOKEN)
+    with nothing_left(), vfio_user.open_all(three, mode="type1v2", vf_token=TOKEN) as devices:
+        assert [each.name for each in devices] == three
+        del devices
+    kernel.tokens = {SECOND: TOKEN, THIRD: OTHER}
+    for tokens in (TOKEN, {SECOND: TOKEN}, {SECOND: TOKEN, THIRD: TOKEN}):
+        with nothing_left(), pytest.raises(VfioIoctlError) as caught:
+            vfio_user.open_all(three, mode="type1v2", vf_token=tokens)
+        assert caught.value.errno in (errno.EACCES, errno.EINVAL)
+    with vfio_user.open_all(three, mode="type1v2", vf_token={"01:00.1": TOKEN, THIRD: OTHER}):
+        pass
+    with vfio_user.open_all(
+        three, mode="type1v2", vf_token={PciAddress.parse(SECOND): TOKEN, PciAddress.parse(THIRD): OTHER}
+    ):
+        pass
+
+
+def test_tokens_that_are_for_nobody(three: list[str], kernel: FakeKernel) -> None:
+    with nothing_left(), pytest.raises(ArgumentError, match=f"{THIRD}, which is not among the devices to open"):
+        vfio_user.open_all(three[:2], mode="type1v2", vf_token={THIRD: TOKEN})
+    with nothing_left(), pytest.raises(VfioIoctlError, match=f"{ADDRESS}.*It takes no token"):
+        vfio_user.open_all(three[:1], mode="type1v2", vf_token=TOKEN)
 
 
 @pytest.mark.parametrize("failing", [SECOND, THIRD])

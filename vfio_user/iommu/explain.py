@@ -176,7 +176,7 @@ def no_such_device(name: str, number: int) -> str:
     return f"group {number} has no device {name} (any more)"
 
 
-def device_open(code: int) -> str:
+def device_open(code: int, with_token: bool) -> str:
     """Explain a failed ``VFIO_GROUP_GET_DEVICE_FD``."""
     if code == errno.EACCES:
         return findings.token_needed().advice
@@ -184,6 +184,8 @@ def device_open(code: int) -> str:
         return "The device is open already, through its group or its own node"
     if code == errno.EPERM:  # of iommufd's stand-in for a container, which binds the device only now
         return findings.interrupts_not_remapped("iommufd").advice
+    if code == errno.EINVAL and with_token:
+        return "It takes no token: only a physical function, and a virtual one whose physical one vfio-pci holds, do"
     return ""
 
 

@@ -118,7 +118,8 @@ class Group:
         Raises:
             ArgumentError: the token is not a UUID.
             UnsupportedError: no such device in this group, or it is not bound to a VFIO driver (ENODEV).
-            VfioIoctlError: EACCES for a missing or wrong VF token; EBUSY when the device is open through its cdev.
+            VfioIoctlError: EACCES for a missing or wrong VF token, EINVAL for one that the device has no use for; EBUSY
+                when the device is open through its cdev.
         """
         text = name if vf_token is None else f"{name} vf_token={parse_token(vf_token)}"
         argument = ffi.new("char[]", text.encode())
@@ -128,7 +129,7 @@ class Group:
             if error.errno == errno.ENODEV:
                 raise UnsupportedError(explain.no_such_device(name, self.number)) from error
             code = error.errno or 0
-            raise VfioIoctlError(code, error.request, name, explain.device_open(code)) from error
+            raise VfioIoctlError(code, error.request, name, explain.device_open(code, vf_token is not None)) from error
         return OwnedFd(fd, name)
 
     def close(self) -> None:

@@ -129,11 +129,11 @@ def test_device_that_is_not_bound(kernel: FakeKernel, function: PciFunction, tre
 
 
 def test_virtual_function_wants_a_token(kernel: FakeKernel, function: PciFunction) -> None:
-    kernel.token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
+    kernel.tokens[ADDRESS] = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
     with nothing_left(), pytest.raises(VfioIoctlError, match=r"needs that PF's token\..*vf_token=UUID"):
         attach(function)
     with nothing_left(), AddressSpace("type1") as space:
-        space.attach(function, vf_token=kernel.token).close()
+        space.attach(function, vf_token=kernel.tokens[ADDRESS]).close()
         space.detach()
 
 
