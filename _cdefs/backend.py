@@ -46,7 +46,7 @@ UAPI_MODULE = "vfio_user._uapi"
 EMITTED = Path("_cdefs/build/_uapi.c")
 DECLARATIONS = Path("_cdefs/uapi")
 # In this order for cffi and for the compiler: the contents of vfio_zdev.h use those of vfio.h.
-HEADERS = ("vfio.h", "iommufd.h", "vfio_ccw.h", "vfio_zdev.h", "syscalls.h")
+HEADERS = ("vfio.h", "iommufd.h", "vfio_ccw.h", "vfio_zdev.h", "syscalls.h", "columns.h")
 SYSTEM_HEADERS = ("stddef.h", "stdint.h", "sys/mman.h", "linux/mman.h")
 # Declarations for cffi only: numbers that the system headers have.
 SYSTEM_CONSTANTS = "mman.cdef"

@@ -39,6 +39,8 @@ class Books:
         self._lock = threading.Lock()
         self._allocator: IovaAllocator | None = None
         self._windows: list[IovaRange] = []
+        self.avoids = False
+        """Whether `avoid` was called."""
         self._ledger = Ledger()
         self._dropped: list[object] = []
 
@@ -49,22 +51,27 @@ class Books:
         """Who knows the usable IOVAs; `None` before a device has told them."""
         return self._allocator
 
-    def learn(self, ranges: Iterable[IovaRange], page_size: int, avoided: Iterable[IovaRange] = ()) -> None:
+    def learn(self, ranges: Iterable[IovaRange], page_size: int) -> None:
         """Take over the usable IOVAs; each group of devices that joins can take some away.
 
         Args:
             ranges: what is usable.
             page_size: the IOMMU's granule.
-            avoided: what is given to nobody who does not ask for it by name; told once, at first.
         """
         with self._lock:
             for window in self._windows:
                 ranges = _within(ranges, window)
             if self._allocator is None:
                 self._allocator = IovaAllocator(ranges, page_size)
-                self._allocator.avoid(avoided)
             else:
                 self._allocator.restrict(ranges)
+
+    def avoid(self, ranges: Iterable[IovaRange]) -> None:
+        """Name what is given to nobody who does not ask for it by name; told once, after `learn`."""
+        with self._lock:
+            if self._allocator is not None:
+                self._allocator.avoid(ranges)
+                self.avoids = True
 
     def confine(self, window: IovaRange) -> None:
         """Take what is not within a window out of the usable IOVAs, for good."""

@@ -76,15 +76,17 @@ class Mapper:
             raise ClosedError("the address space is closed")
         if self.books.allocator is None:
             raise UnsupportedError("no device is attached to this address space yet; open one with address_space=")
+        if not self.books.avoids:
+            # Below a switch, a device's access to an address that is also a BAR's may go to that BAR and never reach
+            # the IOMMU; the kernel keeps its own DMA mappings out of there too. Looked up by who maps, not by who only
+            # opens: a machine has many functions.
+            self.books.avoid(memory_windows())
         return self.books.allocator
 
     def learn(self) -> None:
         """Read the usable IOVAs again: each group that joins can take some away."""
         info = self.backend.info()
-        # Below a switch, a device's access to an address that is also a BAR's may go to that BAR and never reach the
-        # IOMMU; the kernel keeps its own DMA mappings out of there too.
-        avoided = memory_windows() if self.books.allocator is None else ()
-        self.books.learn(info.iova_ranges, info.page_sizes & -info.page_sizes, avoided)
+        self.books.learn(info.iova_ranges, info.page_sizes & -info.page_sizes)
 
     # -- one mapping
 

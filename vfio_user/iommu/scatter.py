@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from vfio_user._uapi import ffi, lib
 from vfio_user.errors import AlignmentError, ArgumentError
 from vfio_user.kernel.mman import address_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from vfio_user._uapi import CData
 
 __all__ = ["Scatter", "gather", "view_of"]
 
@@ -52,7 +53,7 @@ class Scatter:
         if not begins:
             raise ArgumentError("there is nothing to map: no addresses were given")
         # Thousands of pieces are usual here: what can be left to C is.
-        if size in map(operator.sub, begins[1:], begins):
+        if lib.vu_has_step(_numbers(begins), len(begins), size):
             return cls.of((begin, size) for begin in begins)
         return cls(begins, array("Q", (size,)) * len(begins), size * len(begins), size)
 
@@ -82,8 +83,8 @@ class Scatter:
         Raises:
             AlignmentError: a piece does not begin and end on a page of the IOMMU.
         """
-        sizes = self.step or functools.reduce(operator.or_, self.sizes)
-        if (functools.reduce(operator.or_, self.vaddrs) | sizes) % page:
+        sizes = self.step or lib.vu_all_bits(_numbers(self.sizes), len(self))
+        if (lib.vu_all_bits(_numbers(self.vaddrs), len(self)) | sizes) % page:
             for vaddr, size in zip(self.vaddrs, self.sizes, strict=True):
                 if vaddr % page or size % page:
                     raise AlignmentError(
@@ -91,14 +92,18 @@ class Scatter:
                         "alloc() gives such memory"
                     )
 
-    def places(self, iova: int) -> array[int]:
+    def places(self, iova: int) -> range | array[int]:
         """Give the IOVA of each piece, when the first is at ``iova``."""
         if self.step:
-            return array("Q", range(iova, iova + self.total, self.step))
+            return range(iova, iova + self.total, self.step)
         return array("Q", accumulate(self.sizes[:-1], initial=iova))
 
     def __len__(self) -> int:
         return len(self.vaddrs)
+
+
+def _numbers(values: array[int]) -> CData:
+    return ffi.from_buffer("uint64_t[]", values)
 
 
 def view_of(buffer: Buffer, *, write: bool) -> memoryview:

@@ -163,7 +163,7 @@ class PciFunction(SysfsDevice):
     address: PciAddress
     """Where it sits."""
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """Its directory in sysfs."""
         return SYSFS / "bus/pci/devices" / str(self.address)
@@ -240,10 +240,7 @@ class Group:
     @property
     def member_names(self) -> tuple[str, ...]:
         """Names of its devices of all buses, sorted."""
-        try:
-            return tuple(sorted(os.listdir(SYSFS / "kernel/iommu_groups" / str(self.number) / "devices")))
-        except OSError:
-            return ()
+        return tuple(sorted(_names_in(SYSFS / "kernel/iommu_groups" / str(self.number) / "devices")))
 
     @property
     def culprits(self) -> tuple[PciFunction, ...]:
@@ -270,16 +267,17 @@ def pci_functions() -> tuple[PciFunction, ...]:
 
 def memory_windows() -> tuple[IovaRange, ...]:
     """Give the bus addresses that PCI functions and bridges answer at, in memory space."""
-    found = set()
-    for function in pci_functions():
+    lines: set[str] = set()
+    for function in _names_in(SYSFS / "bus/pci/devices"):
         try:
-            lines = (function.path / "resource").read_text(errors="replace").splitlines()
+            lines.update((SYSFS / "bus/pci/devices" / function / "resource").read_text(errors="replace").splitlines())
         except OSError:
             continue  # it went away meanwhile
-        for line in lines:
-            start, end, flags = read_resource(line)
-            if flags & _RESOURCE_MEMORY and start < end:
-                found.add(IovaRange(start, end))
+    found = set()
+    for line in lines:  # most are of zeros, and there once
+        start, end, flags = read_resource(line)
+        if flags & _RESOURCE_MEMORY and start < end:
+            found.add(IovaRange(start, end))
     return tuple(sorted(found))
 
 
@@ -328,20 +326,13 @@ def group(number: int) -> Group:
 
 def groups() -> tuple[Group, ...]:
     """Give all groups of the machine, ordered by number."""
-    try:
-        names = [entry.name for entry in (SYSFS / "kernel/iommu_groups").iterdir()]
-    except OSError:
-        return ()
+    names = _names_in(SYSFS / "kernel/iommu_groups")
     return tuple(Group(number) for number in sorted(int(name) for name in names if _NUMBERS[10].fullmatch(name)))
 
 
 def vfio_device_in(folder: Path) -> str | None:
     """Give the name of the VFIO character device of what is described in a folder of sysfs; `None` without one."""
-    try:
-        names = sorted(entry.name for entry in (folder / "vfio-dev").iterdir())
-    except OSError:
-        return None
-    return names[0] if names else None
+    return min(_names_in(folder / "vfio-dev"), default=None)
 
 
 def cdev_of(name: str | None) -> str | None:
@@ -354,13 +345,16 @@ def _is_viable(driver: str) -> bool:
     return driver in _HARMLESS_DRIVERS or "vfio" in driver
 
 
-def _functions_in(directory: Path) -> list[PciFunction]:
+def _names_in(directory: Path) -> list[str]:
     try:
-        names = [entry.name for entry in directory.iterdir()]
+        return os.listdir(directory)
     except OSError:
         return []
+
+
+def _functions_in(directory: Path) -> list[PciFunction]:
     found = []
-    for name in names:
+    for name in _names_in(directory):
         try:
             found.append(PciFunction(PciAddress.parse(name)))
         except ArgumentError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Final, Literal
 
-from vfio_user._uapi import ffi
+from vfio_user._uapi import ffi, lib
+from vfio_user.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vfio_user._uapi import CData
@@ -24,14 +25,14 @@ class Table:
         None.
     """
 
-    def __init__(self, ctype: str, count: int, **columns: int | array[int]) -> None:
+    def __init__(self, ctype: str, count: int, **columns: int | range | array[int]) -> None:
         """Make it.
 
         Args:
             ctype: the structure: ``"struct vfio_iommu_type1_dma_map"``.
             count: how many.
-            columns: for each member that is set either one value for all, or ``count`` values of format ``"Q"``;
-                other members are 0.
+            columns: for each member that is set either one value for all, or ``count`` values: of a range, or an array
+                of format ``"Q"``; other members are 0.
         """
         self._ctype = ctype
         self._count = count
@@ -41,9 +42,21 @@ class Table:
         self.rows: CData = self.rows_from(0)
         """The array as the kernel takes it."""
         for name, values in columns.items():
-            column = self.column(name)
-            same = array(column.format, (values,)) * count if isinstance(values, int) else values
-            column[:] = memoryview(same)
+            self._fill(name, values)
+
+    def _fill(self, name: str, values: int | range | array[int]) -> None:
+        field, numbers, first, step = self._fields[name], ffi.NULL, 0, 0
+        if isinstance(values, int):
+            first = values
+        elif len(values) != self._count:
+            raise ArgumentError(f"{len(values)} values for {name} of {self._count} structures")
+        elif isinstance(values, range):
+            first, step = values.start, values.step
+        else:
+            numbers = ffi.from_buffer("uint64_t[]", values)
+        width = ffi.sizeof(field.type)
+        if lib.vu_fill_column(self.rows, self._stride, self._count, field.offset, width, numbers, first, step):
+            raise ArgumentError(f"a value for {name} has more than its {8 * width} bits")
 
     def rows_from(self, row: int) -> CData:
         """Give the array from a row on."""
