@@ -89,6 +89,7 @@ ON_S390X = (
 S390X = (*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=256M", "nvme,size=64M")
 
 #: How the runner says that QEMU ended by a signal.
+_SAID = 200  # characters of what a failed test said, in the summary
 _EMULATOR_DIED = "QEMU ended with -"
 
 
@@ -125,6 +126,8 @@ class Outcome:
     skipped: int = 0
     seconds: float = 0.0
     problem: str = ""
+    failures: list[str] = dataclasses.field(default_factory=list)
+    """Each failed test, and what it said, in a line."""
 
 
 LANES = (
@@ -272,14 +275,23 @@ def read_junit(lane: str, path: Path) -> Outcome:
         outcome.failed += failures + errors
         outcome.skipped += skipped
         outcome.passed += total - failures - errors - skipped
+        outcome.failures += map(_failure, suite.iterfind("testcase[failure]"))
+        outcome.failures += map(_failure, suite.iterfind("testcase[error]"))
     if outcome.passed + outcome.failed == 0:
         outcome.problem = "it ran no test"
     return outcome
 
 
+def _failure(case: ElementTree.Element) -> str:
+    (what, *_) = (*case.iterfind("failure"), *case.iterfind("error"))
+    said = what.get("message", "").strip().splitlines()
+    return f"{case.get('classname')}::{case.get('name')}: {said[0][:_SAID] if said else 'it does not say why'}"
+
+
 def summary(outcomes: list[Outcome]) -> str:
-    """Return the table of lanes; its last line is the total, in the form that CI reads."""
-    rows = [f"{'lane':<16} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}"]
+    """Return what failed, and the table of lanes; its last line is the total, in the form that CI reads."""
+    rows = [f"failed in {each.lane}: {failure}" for each in outcomes for failure in each.failures]
+    rows += [f"{'lane':<16} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}"]
     for each in outcomes:
         line = f"{each.lane:<16} {each.passed:>7} {each.failed:>7} {each.skipped:>8} {each.seconds:>8.1f}"
         rows.append(f"{line}  {each.problem.splitlines()[0]}" if each.problem else line)

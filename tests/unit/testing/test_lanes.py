@@ -98,6 +98,21 @@ def test_the_last_line_is_the_plain_total() -> None:
     assert "worse" not in table
 
 
+def test_what_failed_is_said_at_the_end(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output of a lane is long, and a CI may keep only the end of it."""
+    cases = (
+        '<testcase classname="tests.test_x" name="test_a"><failure message="AssertionError: 1 is 2&#10;more"/></testcase>'
+        '<testcase classname="tests.test_x" name="test_b"><error message=""/></testcase><testcase name="test_c"/>'
+    )
+    junit = f'<testsuites><testsuite tests="3" failures="1" errors="1" skipped="0">{cases}</testsuite></testsuites>'
+    pytest_that(monkeypatch, 1, junit)
+    outcome = lanes.run_lane(Lane("unit", ()))
+    assert lanes.summary([outcome]).splitlines()[:2] == [
+        "failed in unit: tests.test_x::test_a: AssertionError: 1 is 2",
+        "failed in unit: tests.test_x::test_b: it does not say why",
+    ]
+
+
 @pytest.mark.parametrize(("junit", "code"), [(JUNIT.format(1, 0, 0, 0), 0), (JUNIT.format(1, 1, 0, 0), 1), (None, 1)])
 def test_exit_code(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], junit: str | None, code: int
