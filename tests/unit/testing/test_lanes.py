@@ -101,14 +101,14 @@ def test_the_last_line_is_the_plain_total() -> None:
 def test_what_failed_is_said_at_the_end(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output of a lane is long, and a CI may keep only the end of it."""
     cases = (
-        '<testcase classname="tests.test_x" name="test_a"><failure message="AssertionError: 1 is 2&#10;more"/></testcase>'
+        '<testcase classname="tests.test_x" name="test_a"><failure message="Error: 1 is 2&#10;more"/></testcase>'
         '<testcase classname="tests.test_x" name="test_b"><error message=""/></testcase><testcase name="test_c"/>'
     )
     junit = f'<testsuites><testsuite tests="3" failures="1" errors="1" skipped="0">{cases}</testsuite></testsuites>'
     pytest_that(monkeypatch, 1, junit)
     outcome = lanes.run_lane(Lane("unit", ()))
     assert lanes.summary([outcome]).splitlines()[:2] == [
-        "failed in unit: tests.test_x::test_a: AssertionError: 1 is 2",
+        "failed in unit: tests.test_x::test_a: Error: 1 is 2",
         "failed in unit: tests.test_x::test_b: it does not say why",
     ]
 
