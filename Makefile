@@ -1,5 +1,5 @@
 # The only task runner. Every target does its own set-up; `make` alone says what there is.
-.PHONY: help setup demo bench stress test test-buses fuzz lint type unit uapi guest docs clean
+.PHONY: help setup demo bench stress traffic test test-buses fuzz lint type unit uapi guest docs clean
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 
@@ -33,6 +33,9 @@ fuzz: setup ## hostile bytes for all that is read of the kernel, guided by cover
 
 stress: setup ## resets, unplugging and killing under load: for seconds, or MINUTES=10
 	@$(PYTHON) tests/lanes.py $(if $(MINUTES),--minutes=$(MINUTES)) 'stress-*'
+
+traffic: setup ## data through all drivers at once, every byte checked: 10 GiB, or GIB=1
+	@$(PYTHON) tests/lanes.py --jobs 1 --gib=$(or $(GIB),10) traffic
 
 bench: setup ## ratios against floors and peers; writes benchmarks/results.json and .svg
 	@.ci/setup bench

@@ -57,6 +57,9 @@ ELSEWHERE = tuple(f"--ignore={test}" for test in NETWORK_TESTS)
 #: What `tests/stress` needs: the first edu and the first NVMe are unplugged, killed and reset.
 STRESS_DEVICES = ("edu", "edu+edu", "nvme,size=64M", "ivshmem")
 
+#: What `tests/traffic` needs: every device that has a driver which moves much.
+TRAFFIC_DEVICES = ("nvme,size=256M", "virtio-blk,size=128M", "igb+igb")
+
 #: Binding is sysfs and a journal, slow to show and the same everywhere, and so are the programs of the documentation:
 #: one kernel shows them, one that has file systems and network drivers to be in use.
 ONCE = tuple(f"--ignore=tests/guest/test_{name}.py" for name in ("binding", "docs"))
@@ -108,12 +111,20 @@ class Lane:
     """Seconds for all of it."""
     minutes: float = 0.0
     """How long its tests run together, for tests that take as long as they are told to; others are what they are."""
+    gib: float = 0.0
+    """How much its tests carry, for tests that carry as much as they are told to."""
 
     def lasting(self, minutes: float) -> Lane:
         """Give the lane with other minutes, if it is one that has some."""
         if not self.minutes:
             return self
         return dataclasses.replace(self, minutes=minutes, timeout=self.timeout + 180 * minutes)
+
+    def carrying(self, gib: float) -> Lane:
+        """Give the lane with another amount, if it is one that has some."""
+        if not self.gib:
+            return self
+        return dataclasses.replace(self, gib=gib, timeout=self.timeout + 300 * gib)
 
 
 @dataclass(slots=True)
@@ -177,6 +188,7 @@ LANES = (
     ),
     Lane("stress-6.12", ("tests/stress",), Guest(kernel="6.12", devices=STRESS_DEVICES), minutes=0.3),
     Lane("stress-feature", ("tests/stress",), Guest(kernel="feature", devices=STRESS_DEVICES), minutes=0.3),
+    Lane("traffic", ("tests/traffic",), Guest(kernel="feature", devices=TRAFFIC_DEVICES), gib=0.25),
     Lane("demo", command=("demo",)),
     Lane("arm64", ON_ARM64 + ON_ARM64_PCI, Guest(arch="arm64", devices=ARM64)),
     Lane("arm64-no-iommu", ON_ARM64, Guest(arch="arm64", iommu="none", devices=SOLDERED)),
@@ -258,9 +270,10 @@ def _command(lane: Lane, junit: str) -> list[str]:
     report = [f"--junit-xml={junit}"] if junit else []
     patience = ["-o", f"timeout={PATIENCE}", "-o", f"faulthandler_timeout={PATIENCE - 10}"] if lane.guest else []
     record = ["-p", "tests.uapi_record"] if lane.guest else []  # for the table in docs/uapi.md
-    minutes = [f"--minutes={lane.minutes:g}", "-rP"] if lane.minutes else []  # with what they counted
+    amount = [f"--minutes={lane.minutes:g}", "-rP"] if lane.minutes else []  # with what they counted
+    amount += [f"--gib={lane.gib:g}"] if lane.gib else []
     python = "python3" if lane.guest and lane.guest.machine.foreign else sys.executable
-    return [python, "-m", "pytest", "-q", *record, *patience, *report, *minutes, *lane.tests]
+    return [python, "-m", "pytest", "-q", *record, *patience, *report, *amount, *lane.tests]
 
 
 def read_junit(lane: str, path: Path) -> Outcome:
@@ -326,6 +339,7 @@ def _run_apart(lane: Lane) -> Outcome:
     with log.open("wb") as output:
         command = [sys.executable, __file__, "--jobs", "1", "--result", str(result), lane.name]
         command += [f"--minutes={lane.minutes}"] if lane.minutes else []
+        command += [f"--gib={lane.gib}"] if lane.gib else []
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
     if not result.exists():
         return Outcome(lane.name, failed=1, problem=f"the lane itself ended with {code}, without a result")
@@ -339,17 +353,20 @@ def _log_of(lane: Lane) -> Path:
 def main(words: Sequence[str]) -> int:
     """Run the lanes that match; return 0 when all passed."""
     parser = argparse.ArgumentParser(
-        description="Run lanes of tests.", usage="%(prog)s [--jobs N] [--minutes N] [LANE ...]"
+        description="Run lanes of tests.", usage="%(prog)s [--jobs N] [--minutes N] [--gib N] [LANE ...]"
     )
     parser.add_argument("patterns", nargs="*", metavar="LANE", help="names; * and ? match as in the shell")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at once")
     parser.add_argument("--minutes", type=float, help="of lanes that take as long as they are told: stress")
+    parser.add_argument("--gib", type=float, help="of lanes that carry as much as they are told: traffic")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # what `_run_apart` reads
     arguments = parser.parse_args(words)
     patterns = arguments.patterns or ["*"]
     chosen = [lane for lane in LANES if any(fnmatch.fnmatch(lane.name, pattern) for pattern in patterns)]
     if arguments.minutes:
         chosen = [lane.lasting(arguments.minutes) for lane in chosen]
+    if arguments.gib:
+        chosen = [lane.carrying(arguments.gib) for lane in chosen]
     unmatched = [each for each in patterns if not any(fnmatch.fnmatch(lane.name, each) for lane in LANES)]
     if unmatched:
         print(f"no lane matches {' '.join(unmatched)}; there are {' '.join(lane.name for lane in LANES)}")

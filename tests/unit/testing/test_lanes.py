@@ -202,6 +202,27 @@ def test_a_lane_that_takes_as_long_as_it_is_told() -> None:
     assert not [word for word in lanes._command(other, "") if "minutes" in word]
 
 
+def test_a_lane_that_carries_as_much_as_it_is_told(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = Lane("traffic", ("tests/traffic",), Guest(), gib=0.5)
+    assert "--gib=0.5" in lanes._command(lane, "")
+    more = lane.carrying(10)
+    assert "--gib=10" in lanes._command(more, "")
+    assert more.timeout >= lane.timeout + 9 * 120
+    other = Lane("unit", ("tests/unit",))
+    assert other.carrying(10) == other
+    assert not [word for word in lanes._command(other, "") if "gib" in word]
+    seen: list[float] = []
+
+    def play(lane: Lane, folder: Path) -> int:
+        seen.append(lane.gib)
+        (folder / "junit.xml").write_text(JUNIT.format(1, 0, 0, 0))
+        return 0
+
+    monkeypatch.setattr(lanes, "_run_tests", lambda lane, folder: (play(lane, folder), Outcome(lane.name, 1))[1])
+    assert lanes.main(["--jobs", "1", "--gib", "10", "traffic", "unit"]) == 0
+    assert seen == [0.0, 10.0]
+
+
 def runs(lane: Lane, test: str) -> bool:
     """Tell whether pytest is given a file, or a folder that it is in, and whether the guest has what it needs."""
     if lane.guest is None or f"--ignore={test}" in lane.tests:
@@ -210,7 +231,7 @@ def runs(lane: Lane, test: str) -> bool:
     return not lacking and any(test == word or test.startswith(f"{word}/") for word in lane.tests)
 
 
-@pytest.mark.parametrize("folder", ["guest", "unusual", "corners", "stress", "buses"])
+@pytest.mark.parametrize("folder", ["guest", "unusual", "corners", "stress", "traffic", "buses"])
 def test_every_test_that_needs_a_guest_is_in_a_lane(folder: str) -> None:
     files = sorted(str(path.relative_to(TOP)) for path in (TOP / "tests" / folder).rglob("test_*.py"))
     assert files
