@@ -15,7 +15,8 @@ from functools import partial
 
 from benchmarks import build
 from benchmarks.model import Benchmark, Pair
-from vfio_user.device.vector import IrqPoller, IrqVector
+from vfio_user.device.poller import IrqPoller
+from vfio_user.device.vector import IrqVector
 
 __all__ = ["benchmarks"]
 

@@ -14,6 +14,7 @@ import pytest
 import vfio_user
 from tests.guest.leaks import nothing_left
 from tests.guest.net_helpers import PATIENCE, Find, carry, collect
+from vfio_user import IrqPoller
 from vfio_user.drivers.ethernet import (
     BROADCAST,
     FrameSizeError,
@@ -24,7 +25,7 @@ from vfio_user.drivers.ethernet import (
 )
 from vfio_user.drivers.igb import Igb, IgbCopyEngine, IgbDeadlineError, IgbNotRunningError
 from vfio_user.drivers.resettable import DriverState
-from vfio_user.errors import AlignmentError, ArgumentError, BoundsError, UnsupportedError
+from vfio_user.errors import AlignmentError, ArgumentError, BoundsError, DeadlineError, UnsupportedError
 from vfio_user.pci import Command
 from vfio_user.testing import hmp
 
@@ -263,6 +264,28 @@ def test_hot_reset_under_traffic(vfio_device: Find) -> None:
         one.flush(timeout=PATIENCE)
         counted = one.statistics()
         assert counted.reported_sent + counted.aborted >= len(received)
+
+
+def test_controller_gathers_interrupts(vfio_device: Find) -> None:
+    """With an interval there are fewer interrupts than frames, and not one frame is lost."""
+    with two_ports(vfio_device) as (one, other):
+        (vector, *_) = other.pci.irqs.msix.vectors
+
+        def interrupts(interval: float, stream: NumberedFrames) -> int:
+            other.set_interrupt_interval(interval)
+            vector.drain()
+            for number in range(100):  # one by one: those of one batch arrive before the guest takes an interrupt
+                one.send([stream.make(number, 200)], timeout=PATIENCE)
+            counted, arrived = 0, collect(other, stream, 100)
+            assert arrived == list(range(100))
+            with IrqPoller([vector]) as poller, contextlib.suppress(DeadlineError):
+                while True:
+                    counted += sum(count for _, count in poller.wait(0.1))
+            return counted
+
+        each = interrupts(0.0, stream_of(one, other, 50))
+        gathered = interrupts(0.008191, stream_of(one, other, 51))
+        assert 1 <= gathered < each <= 100
 
 
 def test_use_before_and_after(vfio_device: Find) -> None:

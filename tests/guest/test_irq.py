@@ -51,6 +51,49 @@ def test_many_vectors_at_once(nvme: PciDevice) -> None:
             poller.wait(0.01)
 
 
+def test_one_call_reads_all_vectors_and_loses_nothing(nvme: PciDevice) -> None:
+    """All that the device has, from three threads, gathered."""
+    msix, threads, each = nvme.irqs.msix, 3, 400
+    with msix.enable(msix.count) as vectors, IrqPoller(vectors, interval=0.005) as poller:
+        for number in range(msix.count):
+            msix.trigger(number)
+        assert sorted((vector.number, count) for vector, count in poller.wait(5.0)) == [
+            (n, 1) for n in range(msix.count)
+        ]
+        numbers = [number * 7 % msix.count for number in range(each)]
+
+        def send() -> None:
+            for number in numbers:
+                msix.trigger(number)
+
+        senders = [threading.Thread(target=send) for _ in range(threads)]
+        for sender in senders:
+            sender.start()
+        seen, calls = [0] * msix.count, 0
+        while sum(seen) < threads * each:
+            calls += 1
+            for vector, count in poller.wait(30.0):
+                seen[vector.number] += count
+        for sender in senders:
+            sender.join(30)
+        assert seen == [threads * numbers.count(number) for number in range(msix.count)]
+        assert calls < threads * each, "many at a time"
+        assert poller.drain() == []
+
+
+def test_many_vectors_in_asyncio(nvme: PciDevice) -> None:
+    async def main() -> None:
+        with nvme.irqs.msix.enable(16) as vectors, IrqPoller(vectors) as poller:
+            asyncio.get_running_loop().call_later(0.05, nvme.irqs.msix.trigger, 11)
+            async with asyncio.timeout(10):
+                assert await poller.wait() == [(vectors[11], 1)]
+            asyncio.get_running_loop().call_later(0.05, nvme.irqs.msix.disable)
+            with pytest.raises(ClosedError, match="disabled"):
+                await poller.wait()
+
+    asyncio.run(main())
+
+
 def test_vector_is_a_file_that_select_understands(nvme: PciDevice) -> None:
     with nvme.irqs.msix.enable(1) as (vector,):
         assert select.select([vector], [], [], 0)[0] == []

@@ -11,7 +11,14 @@ import pytest
 
 from tests.guest.leaks import nothing_left
 from tests.guest.nvme_helpers import Find, controller, slow_disk
-from vfio_user.drivers.nvme import Command, NvmeDeadlineError, NvmeQueueFullError, completion_dtype
+from vfio_user import IrqPoller
+from vfio_user.drivers.nvme import (
+    Command,
+    NvmeDeadlineError,
+    NvmeQueueFullError,
+    NvmeUnsupportedError,
+    completion_dtype,
+)
 from vfio_user.drivers.nvme.commands import flush, read
 from vfio_user.drivers.nvme.status import ABORTED_BY_HOST
 from vfio_user.errors import ArgumentError
@@ -109,6 +116,56 @@ def test_tasks(vfio_device: Find, interrupts: bool) -> None:
             assert bytes(buffer.view) == numbered(2048)
 
         asyncio.run(main())
+
+
+def test_one_thread_serves_many_queues(vfio_device: Find, iommu_mode: str) -> None:
+    """A busy device wakes it once for many completions, and every command is accounted for."""
+    depth, each = 32, 500
+    with (
+        nothing_left(),
+        controller(vfio_device, iommu_mode, io_queues=4, io_entries=2 * depth) as (pci, ctrl),
+        pci.dma_alloc(depth * BLOCK) as buffer,
+    ):
+        namespace, queues = ctrl.namespaces[0], {queue.vector: queue for queue in ctrl.io_queues}
+        with (
+            namespace.pieces(buffer, 1) as pieces,
+            IrqPoller((vector for vector in queues if vector is not None), interval=0.002) as poller,
+        ):
+            pieces.read(slice(None), numpy.arange(depth))
+            rows = numpy.arange(depth, dtype="<u8")
+            submitted, seen = dict.fromkeys(queues, depth), {vector: numpy.zeros(depth, int) for vector in queues}
+            for queue in queues.values():
+                queue.submit_rows(pieces.table, rows, keep=pieces)
+            wakeups = interrupts = 0
+            while any(counts.sum() < each for counts in seen.values()):
+                found = poller.wait(60)
+                wakeups += 1
+                for vector, count in found:
+                    interrupts += count
+                    while done := queues[vector].reap(rows):  # until there is no more
+                        numpy.add.at(seen[vector], rows[:done], 1)
+                        again = min(done, each - submitted[vector])
+                        queues[vector].submit_rows(pieces.table, rows, again, keep=pieces)
+                        submitted[vector] += again
+            assert [counts.sum() for counts in seen.values()] == [each] * 4
+            assert all(counts.min() >= 1 for counts in seen.values())
+            assert wakeups < 4 * each
+            assert wakeups <= interrupts <= 4 * each
+        assert [queue.num_failed for queue in queues.values()] == [0] * 4
+
+
+def test_a_controller_that_gathers_no_interrupts(vfio_device: Find) -> None:
+    """QEMU's says so; what it has can be asked."""
+    with controller(vfio_device) as (_, ctrl):
+        assert ctrl.interrupt_coalescing().delay == 0
+        assert not ctrl.vector_coalescing(0), "the admin queue's interrupts are never gathered"
+        assert ctrl.vector_coalescing(1)
+        with pytest.raises(NvmeUnsupportedError, match="Feature Not Changeable"):
+            ctrl.set_interrupt_coalescing(threshold=8, delay=0.001)
+        with pytest.raises(NvmeUnsupportedError, match="Feature Not Changeable"):
+            ctrl.set_vector_coalescing(1, False)
+        ctrl.reset()
+        assert ctrl.namespaces[0].read(0, 8)
 
 
 def test_queues_come_and_go_beside_others(vfio_device: Find) -> None:

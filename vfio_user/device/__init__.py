@@ -11,8 +11,9 @@ from vfio_user.device.health import DeviceHealth
 from vfio_user.device.irq import IrqIndex, IrqVectors, ResampleEvent
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.device.p2p import PeerMapping
+from vfio_user.device.poller import IrqPoller
 from vfio_user.device.region import Region
-from vfio_user.device.vector import IrqPoller, IrqVector
+from vfio_user.device.vector import IrqVector
 
 __all__ = [
     "CORE_OPS",

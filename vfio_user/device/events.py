@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_user.errors import ArgumentError, ClosedError, DeadlineError
-from vfio_user.kernel.fd import OwnedFd
+from vfio_user.kernel.fd import OwnedFd, readable
 from vfio_user.memory.lock import require_no_section
 
 if TYPE_CHECKING:
@@ -212,15 +212,12 @@ class DeviceEvents:
                 yield event
 
     async def __aiter__(self) -> AsyncIterator[DeviceEvent]:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 event = self.poll()
                 if event is None:
                     with self._waiting() as epoll:
-                        await _readable(loop, epoll.fileno())
+                        await readable(epoll.fileno())
             except ClosedError:
                 return
             if event is not None:
@@ -359,21 +356,3 @@ class DeviceEvents:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "idle" if self._epoll is None else "armed"
         return f"<DeviceEvents {self._name} {state}>"
-
-
-async def _readable(loop: object, fd: int) -> None:
-    """Wait until a file can be read."""
-    import asyncio
-
-    assert isinstance(loop, asyncio.AbstractEventLoop)
-    future: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    loop.add_reader(fd, wake)
-    try:
-        await future
-    finally:
-        loop.remove_reader(fd)

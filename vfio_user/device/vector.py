@@ -5,14 +5,11 @@ from __future__ import annotations
 import errno
 import math
 import os
-import select
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable
-from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, overload
+from collections.abc import AsyncIterator, Awaitable, Generator
+from typing import TYPE_CHECKING, overload
 
 from vfio_user._uapi import lib
 from vfio_user.errors import ArgumentError, BusyError, ClosedError, DeadlineError, VfioOSError
@@ -23,7 +20,9 @@ from vfio_user.memory import require_no_section
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["IrqPoller", "IrqVector"]
+    from vfio_user.device.poller import IrqPoller
+
+__all__ = ["IrqVector"]
 
 _LONGEST_LOOK = 3600.0
 """Seconds of one system call: the kernel counts milliseconds in 32 bits. Longer waits take several."""
@@ -59,6 +58,7 @@ class IrqVector:
         self._closing = False
         self._futures: list[asyncio.Future[int]] = []  # of tasks that wait, all of one loop
         self._loops: list[asyncio.AbstractEventLoop] = []  # that watch the file
+        self._pollers: list[IrqPoller] = []
 
     def fileno(self) -> int:
         """Give the eventfd, for ``select``, ``epoll`` or ``loop.add_reader``; readable when interrupts came.
@@ -194,11 +194,28 @@ class IrqVector:
         while True:
             yield await self._next()
 
+    def _join(self, poller: IrqPoller) -> int:
+        """Note who reads the eventfd, too; give its number, which stays its own until the poller has let go of it."""
+        with self._lock:
+            self._require_open()
+            self._pollers.append(poller)
+            return self._fd.fileno()
+
+    def _part(self, poller: IrqPoller) -> None:
+        """Forget a poller."""
+        with self._lock:
+            if poller in self._pollers:
+                self._pollers.remove(poller)
+
     def _close(self) -> None:
         with self._state:
             if self._closing or self._fd.closed:
                 return
             self._closing = True
+            pollers, self._pollers = self._pollers, []
+        for poller in pollers:  # without the lock: a poller takes its own first
+            poller._forget(self)
+        with self._state:
             # The waiters wake up, see the flag, and leave; only then may the number be given to another file.
             os.eventfd_write(self._fd.fileno(), 1)
             self._state.wait_for(lambda: self._waiting == 0, _LEAVE_TIMEOUT)
@@ -239,92 +256,6 @@ class IrqVector:
 
     def __repr__(self) -> str:
         return f"<IrqVector {self.name}{' closed' if self._fd.closed else ''}>"
-
-
-class IrqPoller:
-    """Wait for many vectors at once, by one epoll.
-
-    Lifetime:
-        Closed by `close()` or the ``with`` block; the vectors are not closed with it.
-    Locking:
-        One thread waits at a time; any thread may `add` and `remove`.
-    """
-
-    def __init__(self, vectors: Iterable[IrqVector] = ()) -> None:
-        self._epoll = select.epoll()
-        self._vectors: dict[int, IrqVector] = {}
-        for vector in vectors:
-            self.add(vector)
-
-    def add(self, vector: IrqVector) -> None:
-        """Watch one more vector; adding one twice does nothing."""
-        self._require_open()
-        fd = vector.fileno()
-        if self._vectors.get(fd) is not vector:
-            self._epoll.register(fd, select.EPOLLIN)
-            self._vectors[fd] = vector
-
-    def remove(self, vector: IrqVector) -> None:
-        """Stop watching a vector, which may be closed already."""
-        for fd, each in list(self._vectors.items()):
-            if each is vector:
-                del self._vectors[fd]
-                # The kernel forgets a file by itself when it is closed.
-                with suppress(OSError):
-                    self._epoll.unregister(fd)
-
-    def fileno(self) -> int:
-        """Give the epoll's descriptor; readable when one of the vectors is."""
-        self._require_open()
-        return self._epoll.fileno()
-
-    def wait(self, timeout: float) -> list[tuple[IrqVector, int]]:
-        """Wait until one of the vectors has interrupts; give each that has with its count.
-
-        Vectors that are disabled meanwhile are watched no longer.
-
-        Raises:
-            DeadlineError: none came within ``timeout`` seconds.
-            ClosedError: the poller is closed, or the last vector that it watched was disabled.
-            LockOrderError: this thread is inside of a read section.
-        """
-        deadline = _deadline(timeout)
-        require_no_section(_WAITING)
-        while True:
-            self._require_open()
-            watched = len(self._vectors)
-            ready = self._epoll.poll(_left(deadline), max(1, watched))
-            found = [self._vectors[fd] for fd, _ in ready if fd in self._vectors]
-            counted = [(vector, count) for vector in found if (count := self._look(vector))]
-            if counted:
-                return counted
-            if watched and not self._vectors:
-                raise ClosedError("the vectors that this poller watched were disabled")
-            if time.monotonic() >= deadline:
-                raise DeadlineError(f"no interrupt on any of {len(self._vectors)} vectors within {timeout:g} s")
-
-    def _look(self, vector: IrqVector) -> int:
-        try:
-            return vector.drain()
-        except ClosedError:
-            self.remove(vector)
-            return 0
-
-    def _require_open(self) -> None:
-        if self._epoll.closed:
-            raise ClosedError("this poller is closed")
-
-    def close(self) -> None:
-        """Stop watching; closing twice does nothing."""
-        self._epoll.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _is_ours(loop: asyncio.AbstractEventLoop) -> bool:

@@ -91,15 +91,29 @@ class Waiter:
         self._leader: int | None = None
         self._spin = spin or (lambda seconds: time.sleep(0))
         self._adaptive = adaptive
+        self._listeners: list[Callable[[], None]] = []
         self._usual = 0.0  # seconds until something happened, a mean that forgets
 
     def notify(self) -> None:
         """Wake who waits; the queue calls it under its lock when commands are done."""
         self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
         if self._vector is not None and self._leader not in (None, threading.get_ident()):
             # The leader sleeps on an interrupt that somebody else has served: wake it by hand.
             with contextlib.suppress(ClosedError):
                 os.eventfd_write(self._vector.fileno(), 1)
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have a function called by each `notify`, under the queue's lock; what is returned ends that."""
+        with self._changed:
+            self._listeners.append(listener)
+
+        def end() -> None:
+            with self._changed:
+                self._listeners.remove(listener)
+
+        return end
 
     def wait(self, done: Callable[[], bool], deadline: float) -> bool:
         """Block until ``done()``, which must be cheap and take no locks; `False` when the deadline comes first.

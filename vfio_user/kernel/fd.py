@@ -11,7 +11,7 @@ from typing import Self
 
 from vfio_user.errors import ClosedError, ForkedError, VfioOSError
 
-__all__ = ["OwnedFd"]
+__all__ = ["OwnedFd", "readable"]
 
 
 class OwnedFd:
@@ -102,6 +102,24 @@ class OwnedFd:
 
     def __repr__(self) -> str:
         return f"<OwnedFd {self.name} {'closed' if self.closed else self._fd}>"
+
+
+async def readable(fd: int) -> None:
+    """Let the event loop run until a file can be read."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.add_reader(fd, wake)
+    try:
+        await future
+    finally:
+        loop.remove_reader(fd)
 
 
 _live: weakref.WeakSet[OwnedFd] = weakref.WeakSet()

@@ -13,7 +13,7 @@ import pytest
 from tests.guest.leaks import nothing_left
 from tests.unit.fake_device import FakeDevice
 from tests.unit.forking import in_child
-from tests.unit.threads import eventually, start
+from tests.unit.threads import start
 from vfio_user import IrqPoller, IrqVector, PciDevice
 from vfio_user.errors import ArgumentError, ClosedError, DeadlineError, ForkedError, LockOrderError
 from vfio_user.memory import MemoryLock, Window
@@ -163,70 +163,3 @@ def test_child_is_refused(vectors: tuple[IrqVector, ...]) -> None:
         return str(caught.value)
 
     assert "was opened by the parent process" in in_child(child)
-
-
-# -- many at once
-
-
-def test_poller_gives_each_with_its_count(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
-    with IrqPoller(vectors) as poller:
-        for number in (3, 1, 1):
-            pci.irqs.msix.trigger(number)
-        assert {vector.number: count for vector, count in poller.wait(1.0)} == {3: 1, 1: 2}
-        with pytest.raises(DeadlineError, match=r"no interrupt on any of 4 vectors within 0\.01 s"):
-            poller.wait(0.01)
-
-
-def test_poller_of_vectors_that_come_and_go(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
-    with IrqPoller() as poller:
-        with pytest.raises(DeadlineError, match="any of 0 vectors"):
-            poller.wait(0)
-        for vector in (vectors[0], vectors[0], vectors[1]):
-            poller.add(vector)
-        poller.remove(vectors[1])
-        poller.remove(vectors[1])
-        pci.irqs.msix.trigger(0)
-        pci.irqs.msix.trigger(1)
-        assert poller.wait(1.0) == [(vectors[0], 1)]
-        assert vectors[1].drain() == 1
-
-
-def test_poller_leaves_closed_vectors_and_loses_no_count(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
-    with IrqPoller(vectors) as poller:
-        for number in range(4):
-            pci.irqs.msix.trigger(number)
-        pci.irqs.msix.remove(0)
-        pci.irqs.msix.remove(2)
-        assert sorted(vector.number for vector, _ in poller.wait(1.0)) == [1, 3]
-        poller.remove(vectors[0])
-
-
-def test_poller_of_closed_vectors_only(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
-    with IrqPoller(vectors[:1]) as poller:
-        pci.irqs.msix.disable()
-        with pytest.raises((ClosedError, DeadlineError)):
-            poller.wait(0.01)
-        again = pci.irqs.msix.enable(1)
-        poller.add(again[0])
-        pci.irqs.msix.trigger(0)
-        assert poller.wait(1.0) == [(again[0], 1)]
-
-
-def test_poller_is_a_file_itself(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
-    with IrqPoller(vectors) as poller:
-        pci.irqs.msix.trigger(0)
-        assert select.select([poller], [], [], 1)[0] == [poller]
-    for refused in (poller.fileno, lambda: poller.wait(0), lambda: poller.add(vectors[0])):
-        with pytest.raises(ClosedError, match="this poller is closed"):
-            refused()
-    poller.close()
-    assert vectors[0].drain() == 1, "the vectors are not closed with it"
-
-
-def test_poller_watches_while_vectors_are_added(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
-    with IrqPoller() as poller:
-        waiter = start(lambda: poller.wait(30.0))
-        assert not eventually(waiter.done, 0.02)
-        poller.add(vectors[2])
-        pci.irqs.msix.trigger(2)
-        assert waiter.result(10) == [(vectors[2], 1)]

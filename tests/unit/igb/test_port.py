@@ -94,6 +94,23 @@ def test_start_that_fails_gives_everything_back(fake: FakePci, pci: PciDevice) -
     assert (fake.master, fake.vectors, fake.allocated) == (False, 0, 0)
 
 
+def test_intervals_between_interrupts(fake: FakePci, pci: PciDevice) -> None:
+    with Igb(pci, queues=2, interrupt_interval=0.000125) as port:
+        assert [fake.bar0.last(regs.EITR + 4 * n) for n in range(4)] == [125 << 2] * 4
+        port.set_interrupt_interval(0.008191)
+        assert fake.bar0.last(regs.EITR) == 0x1FFF << 2
+        fake.bar0.written.clear()
+        port.reset()
+        assert fake.bar0.last(regs.EITR) == 0x1FFF << 2, "kept over a reset"
+        for wrong in (-1e-6, 0.0082, 1e300, float("nan")):
+            with pytest.raises(BoundsError, match=r"give 0 to 0\.008191"):
+                port.set_interrupt_interval(wrong)
+        with pytest.raises(BoundsError, match="between interrupts"):
+            Igb(pci, interrupt_interval=1)
+    with pytest.raises(IgbNotRunningError):
+        port.set_interrupt_interval(0)
+
+
 def test_reset(fake: FakePci, pci: PciDevice) -> None:
     with Igb(pci, interrupts=False) as port:
         port.send([bytes(60)] * 3)

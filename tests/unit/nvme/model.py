@@ -20,7 +20,7 @@ from vfio_user.addresses import Iova, IovaRange, PciAddress
 from vfio_user.device.vector import IrqVector
 from vfio_user.drivers.nvme import regs
 from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
-from vfio_user.drivers.nvme.opcodes import AdminOpcode, Cns, IoOpcode, LogPageId
+from vfio_user.drivers.nvme.opcodes import AdminOpcode, Cns, FeatureId, IoOpcode, LogPageId
 from vfio_user.drivers.nvme.registers import NvmeRegisters
 from vfio_user.errors import DeviceGoneError, ZappedError
 from vfio_user.iommu import AddressSpace, IommuMode
@@ -115,6 +115,7 @@ class Model:
     never_stops: bool = False
     never_shuts_down: bool = False
     aborts: bool = False
+    fixed: frozenset[int] = frozenset()
     cap: int = (1 << 37) | (1 << 24) | 1023
     log: list[tuple[int, SubmissionEntry]] = field(default_factory=list)
 
@@ -127,6 +128,9 @@ class Model:
         self.vectors: dict[int, IrqVector] = {}
         self.bells: list[tuple[int, int]] = []
         self.granted = 1
+        self.features: dict[tuple[int, int], int] = {}
+        self.gathered: dict[int, int] = {}
+        self.interrupts = 0
 
     # -- registers
 
@@ -187,6 +191,7 @@ class Model:
         self.cc = self.csts = 0
         self.fatal = False
         self.sqs, self.cqs, self.held = {}, {}, []
+        self.features, self.gathered = {}, {}
 
     # -- queues
 
@@ -232,8 +237,18 @@ class Model:
         cq.position += 1
         if cq.position == cq.entries:
             cq.position, cq.phase = 0, cq.phase ^ 1
-        if cq.vector is not None and cq.vector in self.vectors:
+        if cq.vector is not None and cq.vector in self.vectors and self._gathers_no_more(qid, cq.vector):
+            self.interrupts += 1
             os.eventfd_write(self.vectors[cq.vector].fileno(), 1)
+
+    def _gathers_no_more(self, qid: int, vector: int) -> bool:
+        """Count a completion; tell whether it is time to interrupt. This controller has all the time in the world."""
+        coalescing = self.features.get((FeatureId.INTERRUPT_COALESCING, 0), 0)
+        excepted = self.features.get((FeatureId.INTERRUPT_VECTOR_CONFIGURATION, vector), 0) >> 16
+        if qid == 0 or excepted or not coalescing >> 8:
+            return True
+        self.gathered[vector] = (self.gathered.get(vector, 0) + 1) % ((coalescing & 0xFF) + 1)
+        return self.gathered[vector] == 0
 
     # -- commands
 
@@ -241,11 +256,17 @@ class Model:
         qid, entries = entry.cdw10 & 0xFFFF, (entry.cdw10 >> 16) + 1
         if entry.opcode == AdminOpcode.IDENTIFY:
             self.iommu.store(entry.prp1, self._identify(entry))
+        elif entry.opcode == AdminOpcode.SET_FEATURES and entry.cdw10 != FeatureId.NUM_QUEUES:
+            if entry.cdw10 in self.fixed:
+                return 0, 0x410E
+            several = entry.cdw10 == FeatureId.INTERRUPT_VECTOR_CONFIGURATION
+            self.features[entry.cdw10, entry.cdw11 & 0xFFFF if several else 0] = entry.cdw11
         elif entry.opcode == AdminOpcode.SET_FEATURES:
             self.granted = min((entry.cdw11 & 0xFFFF) + 1, self.max_queues)
             return (self.granted - 1) * 0x10001, 0
         elif entry.opcode == AdminOpcode.GET_FEATURES:
-            return entry.cdw10, 0
+            ours = entry.cdw10 in (FeatureId.INTERRUPT_COALESCING, FeatureId.INTERRUPT_VECTOR_CONFIGURATION)
+            return self.features.get((entry.cdw10, entry.cdw11), 0 if ours else entry.cdw10), 0
         elif entry.opcode == AdminOpcode.CREATE_CQ:
             if qid > self.max_queues:
                 return 0, 0x4101

@@ -306,7 +306,7 @@ def test_tasks_reap(setting: Setting) -> None:
 
     asyncio.run(main())
     assert queue._tasks._sleepers == {}
-    assert queue._listeners == []
+    assert queue._waiter._listeners == []
 
 
 def test_pieces_that_can_not_be_are_refused(setting: Setting) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from vfio_user.drivers.igb.copy import IgbCopyEngine
 from vfio_user.drivers.igb.errors import IgbDeadlineError, IgbError, IgbNotRunningError
-from vfio_user.drivers.igb.port import Igb, PortStatistics
+from vfio_user.drivers.igb.port import Igb
 from vfio_user.drivers.igb.queue import IgbQueue
+from vfio_user.drivers.igb.statistics import PortStatistics
 
 __all__ = [
     "Igb",

@@ -233,6 +233,11 @@ class IgbRegisters:
         bar.write32(regs.IMS, Cause.LINK_CHANGED)
         bar.write32(regs.EIMS, vectors)
 
+    def set_intervals(self, interval: int, vectors: int) -> None:
+        """Give the first ``vectors`` vectors an interval between interrupts (7.3.4.1): a value of EITR."""
+        for vector in range(vectors):
+            self.bar.write32(regs.EITR + 4 * vector, interval)
+
     def raise_interrupts(self, vectors: int) -> None:
         """Send the vectors of a bit mask, as if their causes had happened (EICS)."""
         self.bar.write32(regs.EICS, vectors)

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vfio_user.drivers.ethernet import HEADER_SIZE, Frame, LinkDownError, check_sizes
@@ -16,6 +15,7 @@ from vfio_user.drivers.igb.errors import IgbDeadlineError
 from vfio_user.drivers.igb.queue import IgbQueue
 from vfio_user.drivers.igb.regs import ReceiveControl
 from vfio_user.drivers.igb.rings import DESCRIPTOR_SIZE, RxRing, TxRing, check_entries
+from vfio_user.drivers.igb.statistics import PortStatistics
 from vfio_user.drivers.waiting import LOOK_EVERY, deadline_of
 from vfio_user.errors import BoundsError, DeadlineError
 from vfio_user.kernel.mman import round_up
@@ -25,42 +25,12 @@ if TYPE_CHECKING:
     from vfio_user.device.vector import IrqVector
     from vfio_user.pci.device import PciDevice
 
-__all__ = ["Igb", "PortStatistics"]
+__all__ = ["Igb"]
 
 _VLAN_TAG = 4
 _CHECKSUM = 4
 _MOST_QUEUES = 4  # with two vectors each, and one for the link, of ten
 _MOST_MTU = 9216 - HEADER_SIZE - _VLAN_TAG - _CHECKSUM
-
-
-@dataclass(frozen=True, slots=True)
-class PortStatistics:
-    """What a port has counted since it was started, over all resets; sizes include the checksum."""
-
-    rx_frames: int
-    """Good frames received."""
-    tx_frames: int
-    """Good frames sent."""
-    rx_bytes: int
-    """Bytes of good frames received."""
-    tx_bytes: int
-    """Bytes of good frames sent."""
-    missed: int
-    """Frames lost because the controller's own memory was full."""
-    no_buffers: int
-    """Frames that found no receive buffer."""
-    crc_errors: int
-    """Frames with a wrong checksum."""
-    undersized: int
-    """Frames of less than 64 bytes."""
-    oversized: int
-    """Frames that were too long."""
-    reported_sent: int
-    """Frames that the driver saw reported as sent."""
-    aborted: int
-    """Frames that were in flight at a reset; they may or may not have been sent."""
-    dropped: int
-    """Frames that the driver dropped because they came damaged."""
 
 
 class Igb(IgbAdapter):
@@ -93,6 +63,7 @@ class Igb(IgbAdapter):
         mtu: int = 1500,
         promiscuous: bool = False,
         interrupts: bool = True,
+        interrupt_interval: float = 0.0,
         timeout: float = 5.0,
     ) -> None:
         """Take a function; nothing is touched before `start`, or the ``with`` block.
@@ -105,7 +76,8 @@ class Igb(IgbAdapter):
             mtu: bytes of the longest payload, 46 to 9194; longer frames are neither sent nor received.
             promiscuous: receive frames for other stations too; broadcast and multicast ones come in any case.
             interrupts: MSI-X vectors, two for each pair and one for the link; without, waiting polls.
-            timeout: default deadline of sending, seconds.
+            interrupt_interval: see `set_interrupt_interval`.
+            timeout: default deadline of sending, and of all that is awaited, seconds.
 
         Raises:
             UnsupportedError: the function is no 82576.
@@ -122,6 +94,7 @@ class Igb(IgbAdapter):
         self._tx_entries = tx_entries
         self._promiscuous = promiscuous
         self._interrupts = interrupts
+        self._interval = regs.interval_of(interrupt_interval)
         self.max_frame = HEADER_SIZE + _VLAN_TAG + mtu
         """Bytes of the longest frame, without its checksum."""
         self._buffer_size = round_up(max(2048, self.max_frame), 1024)
@@ -148,11 +121,11 @@ class Igb(IgbAdapter):
             RingFullError: there was no room for some in time; tells how many were handed over.
             IgbNotRunningError: the port is stopped, or being reset.
         """
-        pair = self._pair(queue)
-        check_sizes(self.name, frames, self.max_frame)
-        if not self.link_up:
-            raise LinkDownError(f"the link of {self.name} is down; wait_link() waits for it. Nothing was sent")
-        pair.send(frames, self.timeout if timeout is None else timeout)
+        self._sender(frames, queue).send(frames, self._seconds(timeout))
+
+    async def send_async(self, frames: Sequence[Frame], *, queue: int = 0, timeout: float | None = None) -> None:
+        """Let the event loop run while there is no room for all; otherwise as `send`."""
+        await self._sender(frames, queue).send_async(frames, self._seconds(timeout))
 
     def flush(self, *, queue: int = 0, timeout: float | None = None) -> None:
         """Wait until all frames that were handed over are sent, so that their memory is free.
@@ -161,7 +134,11 @@ class Igb(IgbAdapter):
             IgbDeadlineError: some are not sent in time.
             IgbNotRunningError: a reset or removal came; those in flight are counted as aborted.
         """
-        self._pair(queue).flush(self.timeout if timeout is None else timeout)
+        self._pair(queue).flush(self._seconds(timeout))
+
+    async def flush_async(self, *, queue: int = 0, timeout: float | None = None) -> None:
+        """Let the event loop run until all frames are sent; otherwise as `flush`."""
+        await self._pair(queue).flush_async(self._seconds(timeout))
 
     def receive(self, limit: int = 256, *, queue: int = 0, timeout: float = 0.0) -> list[bytes]:
         """Take the frames that have come, in their order, in one scan of the ring.
@@ -176,9 +153,11 @@ class Igb(IgbAdapter):
             IgbDeadlineError: none came in time.
             IgbNotRunningError: the port is stopped, or a reset came.
         """
-        if limit < 1:
-            raise BoundsError(f"limit is {limit}: give at least 1")
-        return self._pair(queue).receive(limit, timeout)
+        return self._receiver(limit, queue).receive(limit, timeout)
+
+    async def receive_async(self, limit: int = 256, *, queue: int = 0, timeout: float | None = None) -> list[bytes]:
+        """Let the event loop run until frames have come; ``timeout`` is by default the port's. Raises as `receive`."""
+        return await self._receiver(limit, queue).receive_async(limit, self._seconds(timeout))
 
     # -- link and statistics
 
@@ -217,6 +196,31 @@ class Igb(IgbAdapter):
             aborted=sum(pair.num_aborted for pair in self.queues),
             dropped=sum(pair.rx.num_bad for pair in self.queues),
         )
+
+    # -- interrupts
+
+    def set_interrupt_interval(self, seconds: float) -> None:
+        """Choose how long the controller waits from one interrupt of a queue to its next (EITR); kept over resets.
+
+        The first after a pause comes at once; a busy queue interrupts once for all that came meanwhile.
+
+        Args:
+            seconds: 0 to 0.008191, in steps of a microsecond; 0 for an interrupt each time. QEMU takes twice as long.
+                Of a port without interrupts nothing comes of it.
+
+        Raises:
+            BoundsError: it is something else.
+            IgbNotRunningError: the port is stopped, or being reset.
+        """
+        interval = regs.interval_of(seconds)
+        with self._life:
+            self._require_running()
+            self._interval = interval
+            self._set_intervals()
+
+    def _set_intervals(self) -> None:
+        if self._interrupts:
+            self.registers.set_intervals(self._interval, 2 * self._num_queues)
 
     # -- for IgbAdapter
 
@@ -266,6 +270,7 @@ class Igb(IgbAdapter):
             numbers = range(self._num_queues)
             link = 2 * self._num_queues
             registers.route_interrupts([2 * n for n in numbers], [2 * n + 1 for n in numbers], link)
+            self._set_intervals()
         for pair in self.queues:
             pair.start()
         registers.start_link()
@@ -279,6 +284,22 @@ class Igb(IgbAdapter):
             pair.halt()
 
     # -- inside
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else timeout
+
+    def _sender(self, frames: Sequence[Frame], queue: int) -> IgbQueue:
+        """Refuse what can't be sent; give the queue for the rest."""
+        pair = self._pair(queue)
+        check_sizes(self.name, frames, self.max_frame)
+        if not self.link_up:
+            raise LinkDownError(f"the link of {self.name} is down; wait_link() waits for it. Nothing was sent")
+        return pair
+
+    def _receiver(self, limit: int, queue: int) -> IgbQueue:
+        if limit < 1:
+            raise BoundsError(f"limit is {limit}: give at least 1")
+        return self._pair(queue)
 
     def _pair(self, number: int) -> IgbQueue:
         self._require_running()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vfio_user.drivers.ethernet import RingFullError
 from vfio_user.drivers.igb.errors import IgbDeadlineError, IgbNotRunningError
 from vfio_user.drivers.igb.regs import RxQueue, TxQueue
+from vfio_user.drivers.tasks import TaskWaiter
 from vfio_user.drivers.waiting import Waiter, deadline_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class IgbQueue:
 
         self._rx_waiter = Waiter(self._rx_lock, vectors[0], poll=self._look, diagnose=alive)
         self._tx_waiter = Waiter(self._tx_lock, vectors[1], poll=self._reclaim, diagnose=alive)
+        self._rx_tasks = TaskWaiter(vectors[0], poll=self._look, diagnose=alive)
+        self._tx_tasks = TaskWaiter(vectors[1], poll=self._reclaim, diagnose=alive)
 
     # -- frames
 
@@ -90,18 +93,19 @@ class IgbQueue:
         deadline = deadline_of(timeout)
         sent = self.submit(frames)
         while sent < len(frames):
-            rest = frames[sent:]
-            # Waking up costs more than a frame, so it had better be for several.
-            each = self.tx.most_for_one
-            room = partial(self._has_room, max(each, min(len(rest) * each, self.tx.entries // 4)))
-            in_time = self._tx_waiter.wait(room, deadline)
-            sent += self.submit(rest)
-            if sent < len(frames) and not in_time:
-                raise RingFullError(
-                    f"{self._name}: its ring of {self.tx.entries} was full for {timeout:g} s; {sent} of "
-                    f"{len(frames)} frames were handed over",
-                    sent,
-                )
+            in_time = self._tx_waiter.wait(self._room_for(len(frames) - sent), deadline)
+            sent += self.submit(frames[sent:])
+            self._require_room(sent, len(frames), in_time, timeout)
+
+    async def send_async(self, frames: Sequence[Frame], timeout: float) -> None:
+        """Let the event loop run while there is no room for all; otherwise as `send`."""
+        deadline = deadline_of(timeout)
+        sent = self.submit(frames)
+        while sent < len(frames):
+            room = self._room_for(len(frames) - sent)
+            in_time = await self._tx_tasks.wait_until(room, self._tx_waiter.listen, deadline)
+            sent += self.submit(frames[sent:])
+            self._require_room(sent, len(frames), in_time, timeout)
 
     def flush(self, timeout: float) -> None:
         """Wait until all frames are sent.
@@ -112,11 +116,16 @@ class IgbQueue:
         """
         self._require_running()
         halts = self._num_halts
-        done = self._tx_waiter.wait(lambda: self._num_halts != halts or not self.tx.in_flight, deadline_of(timeout))
-        if self._num_halts != halts:
-            raise IgbNotRunningError(f"{self._name} was reset or stopped; frames in flight are counted as aborted")
-        if not done:
-            raise IgbDeadlineError(f"{self._name}: {self.tx.in_flight} frames are not sent after {timeout:g} s")
+        done = self._tx_waiter.wait(partial(self._is_flushed, halts), deadline_of(timeout))
+        self._require_flushed(done, halts, timeout)
+
+    async def flush_async(self, timeout: float) -> None:
+        """Let the event loop run until all frames are sent; otherwise as `flush`."""
+        self._require_running()
+        halts = self._num_halts
+        flushed = partial(self._is_flushed, halts)
+        done = await self._tx_tasks.wait_until(flushed, self._tx_waiter.listen, deadline_of(timeout))
+        self._require_flushed(done, halts, timeout)
 
     def receive(self, limit: int, timeout: float) -> list[bytes]:
         """Take the frames that are there, at most ``limit``; wait for one when there is none.
@@ -127,17 +136,17 @@ class IgbQueue:
             IgbNotRunningError: a reset or removal came.
         """
         deadline = deadline_of(timeout)
-        while True:
-            with self._rx_lock:
-                self._require_running()
-                frames = self.rx.take(limit) if self.rx.ready() else []
-                if frames:
-                    self._write(self._rx_tail, self.rx.tail)
-            if frames or not timeout:
-                return frames
-            if not self._rx_waiter.wait(lambda: self._off or self.rx.ready(), deadline):
-                self._require_running()
-                raise IgbDeadlineError(f"{self._name}: no frame came within {timeout:g} s")
+        while not (frames := self._take(limit)) and timeout:
+            self._require_frames(self._rx_waiter.wait(self._has_frames, deadline), timeout)
+        return frames
+
+    async def receive_async(self, limit: int, timeout: float) -> list[bytes]:
+        """Let the event loop run until frames have come; otherwise as `receive`."""
+        deadline = deadline_of(timeout)
+        while not (frames := self._take(limit)):
+            in_time = await self._rx_tasks.wait_until(self._has_frames, self._rx_waiter.listen, deadline)
+            self._require_frames(in_time, timeout)
+        return frames
 
     # -- life, called by the port
 
@@ -165,11 +174,51 @@ class IgbQueue:
 
     # -- inside
 
-    def _has_room(self, descriptors: int) -> bool:
-        return self._off or self.tx.num_free >= descriptors
+    def _take(self, limit: int) -> list[bytes]:
+        with self._rx_lock:
+            self._require_running()
+            frames = self.rx.take(limit) if self.rx.ready() else []
+            if frames:
+                self._write(self._rx_tail, self.rx.tail)
+        return frames
+
+    def _room_for(self, frames: int) -> Callable[[], bool]:
+        """Make a check for room for several of them: waking up costs more than a frame."""
+        each = self.tx.most_for_one
+        descriptors = max(each, min(frames * each, self.tx.entries // 4))
+        return lambda: self._off or self.tx.num_free >= descriptors
+
+    def _has_frames(self) -> bool:
+        return self._off or self.rx.ready()
+
+    def _is_flushed(self, halts: int) -> bool:
+        return self._num_halts != halts or not self.tx.in_flight
+
+    def _require_room(self, sent: int, wanted: int, in_time: bool, timeout: float) -> None:
+        if sent < wanted and not in_time:
+            raise RingFullError(
+                f"{self._name}: its ring of {self.tx.entries} was full for {timeout:g} s; {sent} of {wanted} frames "
+                "were handed over",
+                sent,
+            )
+
+    def _require_flushed(self, done: bool, halts: int, timeout: float) -> None:
+        if self._num_halts != halts:
+            raise IgbNotRunningError(f"{self._name} was reset or stopped; frames in flight are counted as aborted")
+        if not done:
+            raise IgbDeadlineError(f"{self._name}: {self.tx.in_flight} frames are not sent after {timeout:g} s")
+
+    def _require_frames(self, in_time: bool, timeout: float) -> None:
+        if not in_time:
+            self._require_running()
+            raise IgbDeadlineError(f"{self._name}: no frame came within {timeout:g} s")
 
     def _look(self) -> int:
-        return int(self.rx.ready())
+        if not self.rx.ready():
+            return 0
+        with self._rx_lock:
+            self._rx_waiter.notify()
+        return 1
 
     def _reclaim(self) -> int:
         with self._tx_lock:

@@ -30,6 +30,9 @@ class IgbRegisterMap(RegisterMap):
     eiac = Register(0x152C, 32, doc="Extended interrupt auto clear: at the sending of a vector.", source="8.8.5")
     eiam = Register(0x1530, 32, doc="Extended interrupt auto mask.", source="8.8.6")
     eicr = Register(0x1580, 32, Access.RC, doc="Extended interrupt cause.")
+    eitr0 = Register(
+        0x1680, 32, doc="Microseconds from one interrupt of vector 0 to its next, at bit 2.", source="8.8.12"
+    )
     ivar0 = Register(0x1700, 32, doc="Vectors: RX queue n in byte 0, TX queue n in byte 1 of entry n.", source="8.8.13")
     ivar_misc = Register(0x1740, 32, doc="The vector of all other causes, in byte 1.")
     crcerrs = Register(0x4000, 32, Access.RC, doc="Frames with a wrong checksum.")

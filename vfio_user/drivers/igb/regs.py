@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 
 from vfio_user.drivers.igb.registers import IgbRegisterMap
+from vfio_user.errors import BoundsError
 
 __all__ = [
     "ALL_ONES",
@@ -21,6 +22,7 @@ __all__ = [
     "EICS",
     "EIMC",
     "EIMS",
+    "EITR",
     "GCR",
     "GPIE",
     "ICR",
@@ -51,6 +53,7 @@ __all__ = [
     "Status",
     "TransmitControl",
     "TxQueue",
+    "interval_of",
 ]
 
 ALL_ONES = 0xFFFF_FFFF
@@ -73,6 +76,7 @@ EIMS = IgbRegisterMap.eims.offset
 EIMC = IgbRegisterMap.eimc.offset
 EIAC = IgbRegisterMap.eiac.offset
 EIAM = IgbRegisterMap.eiam.offset
+EITR = IgbRegisterMap.eitr0.offset
 EICR = IgbRegisterMap.eicr.offset
 IVAR = IgbRegisterMap.ivar0.offset
 IVAR_MISC = IgbRegisterMap.ivar_misc.offset
@@ -102,8 +106,23 @@ CTRL_EXT_DRIVER_LOADED = 1 << 28
 SRRCTL_ONE_BUFFER = 1 << 25
 """SRRCTL.DESCTYPE: advanced descriptors with one buffer (8.10.2)."""
 
+_EITR_SHIFT = 2
+_MOST_INTERVAL = 0x1FFF  # microseconds
+
 BMCR = 0
 """Basic control register of the PHY (IEEE 802.3, 22.2.4.1)."""
+
+
+def interval_of(seconds: float) -> int:
+    """Give the value of EITR for an interval between interrupts.
+
+    Raises:
+        BoundsError: it is not from 0 to 0.008191.
+    """
+    microseconds = round(seconds * 1e6) if 0 <= seconds < 1 else -1
+    if not 0 <= microseconds <= _MOST_INTERVAL:
+        raise BoundsError(f"an interval of {seconds} s between interrupts: give 0 to {_MOST_INTERVAL / 1e6}")
+    return microseconds << _EITR_SHIFT
 
 
 class Control(enum.IntFlag):

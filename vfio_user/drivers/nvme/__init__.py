@@ -3,12 +3,13 @@
 From the top down: `NvmeController` (controller.py, its life in lifecycle.py) has `Namespace`s (namespace.py), which
 split `Transfer`s (transfer.py) into `Command`s (command.py) on `QueuePair`s (queue.py). The rings of a queue, and
 commands as arrays, are in rings.py, over `vfio_user.memory.RingPair`; `Pieces` (pieces.py) make such arrays. Who waits
-is in tasks.py and, shared by drivers, in the module waiting beside this package. What the bytes mean is in the modules
-that need no device: regs.py, opcodes.py, commands.py, prp.py, status.py, identify_*.py, logs.py.
+is, shared by drivers, in the modules waiting and tasks beside this package. What the bytes mean is in the modules
+that need no device: regs.py, opcodes.py, commands.py, prp.py, status.py, coalescing.py, identify_*.py, logs.py.
 """
 
 from __future__ import annotations
 
+from vfio_user.drivers.nvme.coalescing import InterruptCoalescing
 from vfio_user.drivers.nvme.command import Command
 from vfio_user.drivers.nvme.commands import Completion, SubmissionEntry
 from vfio_user.drivers.nvme.controller import NvmeController
@@ -47,6 +48,7 @@ __all__ = [
     "FirmwareSlots",
     "IdentifyController",
     "IdentifyNamespace",
+    "InterruptCoalescing",
     "IoOpcode",
     "LbaFormat",
     "Namespace",

@@ -96,9 +96,9 @@ class AdminCommands:
 
     # -- features
 
-    def get_feature(self, feature: int, nsid: int = 0) -> int:
-        """Read the current value of a feature that fits 32 bits."""
-        return self._queue.execute(commands.get_features(feature, nsid=nsid)).result
+    def get_feature(self, feature: int, nsid: int = 0, which: int = 0) -> int:
+        """Read the current value of a feature that fits 32 bits; of several, say ``which``."""
+        return self._queue.execute(commands.get_features(feature, nsid=nsid, which=which)).result
 
     def set_feature(self, feature: int, value: int, nsid: int = 0) -> int:
         """Set a feature that fits 32 bits; give dword 0 of the completion."""

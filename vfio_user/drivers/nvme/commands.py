@@ -157,9 +157,15 @@ def set_features(feature: int, value: int, *, nsid: int = 0) -> SubmissionEntry:
     return SubmissionEntry(AdminOpcode.SET_FEATURES, nsid=nsid, cdw10=feature, cdw11=value)
 
 
-def get_features(feature: int, *, nsid: int = 0) -> SubmissionEntry:
-    """Build Get Features for the current value of a feature that fits dword 0 (5.15)."""
-    return SubmissionEntry(AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=feature)
+def get_features(feature: int, *, nsid: int = 0, which: int = 0) -> SubmissionEntry:
+    """Build Get Features for the current value of a feature that fits dword 0 (5.15).
+
+    Args:
+        feature: see `opcodes.FeatureId`.
+        nsid: namespace, for features that each has.
+        which: dword 11: of features that there are several of, such as one for each vector.
+    """
+    return SubmissionEntry(AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=feature, cdw11=which)
 
 
 def get_log_page(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from vfio_user.drivers.nvme.errors import NvmeNotRunningError
+from vfio_user.drivers.nvme.coalescing import InterruptCoalescing
+from vfio_user.drivers.nvme.errors import NvmeNotRunningError, NvmeStatusError, NvmeUnsupportedError
 from vfio_user.drivers.nvme.lifecycle import ControllerLife, ControllerState
 from vfio_user.drivers.nvme.namespace import Namespace
+from vfio_user.drivers.nvme.opcodes import FeatureId
 from vfio_user.drivers.nvme.regs import Version
-from vfio_user.errors import ArgumentError, VfioError
+from vfio_user.errors import ArgumentError, BoundsError, VfioError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["NvmeController"]
 
 _ABORT_GRACE = 2.0
+_NO_COALESCING = 1 << 16
+#: Statuses that say that a feature can't be set: Invalid Field in Command, Feature Not Changeable.
+_REFUSALS = {(0, 0x02), (1, 0x0E)}
 
 
 class NvmeController(ControllerLife):
@@ -95,6 +100,60 @@ class NvmeController(ControllerLife):
         """Set a feature; give dword 0 of the completion."""
         return self._admin().set_feature(feature, value, nsid)
 
+    # -- interrupts
+
+    def interrupt_coalescing(self) -> InterruptCoalescing:
+        """Ask how the controller gathers completions before it interrupts (feature 08h)."""
+        return InterruptCoalescing.from_int(self._admin().get_feature(FeatureId.INTERRUPT_COALESCING))
+
+    def set_interrupt_coalescing(self, threshold: int, delay: float) -> None:
+        """Have the controller gather completions of each I/O queue's vector before it interrupts; kept over resets.
+
+        Args:
+            threshold: completions that end the gathering, 1 to 256.
+            delay: longest delay for that, seconds, up to 0.0255; 0 gathers nothing. Rounded up to 100 µs.
+
+        Raises:
+            BoundsError: a number does not fit.
+            NvmeUnsupportedError: the controller does not let it be changed.
+        """
+        self._set(FeatureId.INTERRUPT_COALESCING, 0, InterruptCoalescing(threshold, delay).to_int())
+
+    def vector_coalescing(self, vector: int) -> bool:
+        """Ask whether coalescing applies to a vector (feature 09h); never to that of the admin queue."""
+        value = self._admin().get_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, which=self._vector(vector))
+        return not value & _NO_COALESCING
+
+    def set_vector_coalescing(self, vector: int, enable: bool) -> None:
+        """Choose whether coalescing applies to a vector of an I/O queue; kept over resets.
+
+        Raises:
+            BoundsError: there is no such vector.
+            NvmeUnsupportedError: the controller does not let it be changed.
+        """
+        value = self._vector(vector) | (0 if enable else _NO_COALESCING)
+        self._set(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, vector, value)
+
+    def _vector(self, number: int) -> int:
+        if not 0 <= number <= 0xFFFF:
+            raise BoundsError(f"vector {number}: give 0 to 65535")
+        return number
+
+    def _set(self, feature: FeatureId, which: int, value: int) -> None:
+        """Set a feature, now and after each reset."""
+        with self._lock:
+            try:
+                self._admin().set_feature(feature, value)
+            except NvmeStatusError as error:
+                if (error.sct, error.sc) not in _REFUSALS:
+                    raise
+                what = feature.name.lower().replace("_", " ")
+                raise NvmeUnsupportedError(
+                    f"{self.pci.name} does not let its {what} be changed ({error.status}); gather interrupts on this "
+                    "side, by an IrqPoller with an interval"
+                ) from error
+            self._settings[feature, which] = value
+
     # -- queues
 
     @property
@@ -154,6 +213,7 @@ class NvmeController(ControllerLife):
             queue._abort_all(reason)
             self._queues.drop(queue)
             if queue.vector is not None:
+                self._settings.pop((FeatureId.INTERRUPT_VECTOR_CONFIGURATION, queue.vector.number), None)
                 self.pci.irqs.msix.remove(queue.vector.number)
 
     # -- trouble

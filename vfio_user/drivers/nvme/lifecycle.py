@@ -107,6 +107,8 @@ class ControllerLife(Driver):
         self._adaptive = adaptive
         self._timeout = timeout
         self._lock = threading.RLock()
+        # What was set by methods of ours, to be set again after a reset: values of dword 11.
+        self._settings: dict[tuple[FeatureId, int], int] = {}
         self._state = ControllerState.STOPPED
 
     # -- hooks of Driver
@@ -148,6 +150,7 @@ class ControllerLife(Driver):
             self._identify()
             for vector in vectors[1:]:
                 self._create_io_queue(self._io_entries, vector)
+            self._settings = {}
             self._state = ControllerState.RUNNING
             self._undo = stack.pop_all()
 
@@ -192,6 +195,8 @@ class ControllerLife(Driver):
                 self._identify()
                 for queue in self._queues.io:
                     self._tell_of(queue)
+                for (feature, _), value in self._settings.items():
+                    self.admin_commands.set_feature(feature, value)
             except BaseException as exc:
                 self._halt(f"the controller did not come back from a reset ({exc})")
                 raise

@@ -81,9 +81,9 @@ class FeatureId(enum.IntEnum):
     NUM_QUEUES = 0x07
     """Number of Queues: submission 15:0, completion 31:16, both minus one (5.27.1.5)."""
     INTERRUPT_COALESCING = 0x08
-    """Interrupt Coalescing."""
+    """Interrupt Coalescing (5.27.1.6)."""
     INTERRUPT_VECTOR_CONFIGURATION = 0x09
-    """Interrupt Vector Configuration."""
+    """Interrupt Vector Configuration: vector 15:0, no coalescing 16 (5.27.1.7)."""
     ASYNC_EVENT_CONFIGURATION = 0x0B
     """Asynchronous Event Configuration."""
 

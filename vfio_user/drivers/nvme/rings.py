@@ -17,7 +17,7 @@ from vfio_user.drivers.nvme.errors import (
 )
 from vfio_user.drivers.nvme.memory import view_of
 from vfio_user.drivers.nvme.status import ABORTED_BY_HOST, Status
-from vfio_user.drivers.nvme.tasks import TaskWaiter
+from vfio_user.drivers.tasks import TaskWaiter
 from vfio_user.drivers.waiting import Waiter, deadline_of
 from vfio_user.errors import VfioError
 
@@ -104,7 +104,6 @@ class QueueRings:
         self._lock = threading.Lock()
         self._stopped: str | None = "it is not created yet"
         self._fault: str | None = None
-        self._listeners: list[Callable[[], None]] = []
         self._waiter = Waiter(
             self._lock,
             vector,
@@ -225,7 +224,7 @@ class QueueRings:
         timeout = self.timeout if timeout is None else timeout
         deadline = deadline_of(timeout)
         while not (count := self.reap(numbers, completions)):
-            if not await self._tasks.wait_until(self._any_ready, self._listen, deadline):
+            if not await self._tasks.wait_until(self._any_ready, self._waiter.listen, deadline):
                 raise NvmeDeadlineError(f"queue {self.qid} completed nothing within {timeout:g} s; {ADVICE}")
         return count
 
@@ -253,17 +252,6 @@ class QueueRings:
 
     def _any_ready(self) -> bool:
         return self._rings.num_ready > 0
-
-    def _listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called whenever there may be something to reap; what is returned ends that."""
-        with self._lock:
-            self._listeners.append(listener)
-
-        def end() -> None:
-            with self._lock:
-                self._listeners.remove(listener)
-
-        return end
 
     def _take_in(self) -> tuple[list[Command], VfioError | None]:
         """Take completions in; give the commands that are done, and what went wrong on the way."""
@@ -297,12 +285,8 @@ class QueueRings:
 
     def _tell(self, finished: bool) -> None:
         """Wake who waits; the caller has the lock."""
-        ready = self._rings.num_ready > 0
-        if finished or ready:
+        if finished or self._any_ready():
             self._waiter.notify()
-        if ready:
-            for listener in self._listeners:
-                listener()
 
     def _refusal(self, wanted: int) -> VfioError:
         """Say why commands were not taken."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,11 @@ from vfio_user.addresses import PciId
 from vfio_user.drivers.virtio.device import VirtioDevice
 from vfio_user.drivers.virtio.errors import (
     VirtioDeadlineError,
-    VirtioError,
     VirtioQueueFullError,
     VirtioUnsupportedError,
 )
 from vfio_user.drivers.virtio.request import Request
+from vfio_user.drivers.virtio.transfer import flights, run, run_async
 from vfio_user.drivers.waiting import deadline_of
 from vfio_user.errors import AlignmentError, BoundsError
 
@@ -68,6 +67,8 @@ class _Type(enum.IntEnum):
 
 class VirtioBlk(VirtioDevice):
     """Drive a virtio block device: ``submit_…`` give a `Request` in flight, the others wait for theirs.
+
+    A `Request` can be awaited; large transfers have `read_into_async` and `write_from_async`.
 
     ::
 
@@ -164,11 +165,19 @@ class VirtioBlk(VirtioDevice):
 
         After the first error no more are submitted, and those in flight are waited for.
         """
-        self._transfer(self.submit_read, buffer, sector, timeout)
+        run(flights(self.submit_read, self._pieces(buffer, sector)), self._deadline(timeout))
 
     def write_from(self, buffer: DmaSlice, sector: int, *, timeout: float | None = None) -> None:
         """Write DMA memory of any size, several requests in flight; see `read_into`."""
-        self._transfer(self.submit_write, buffer, sector, timeout)
+        run(flights(self.submit_write, self._pieces(buffer, sector)), self._deadline(timeout))
+
+    async def read_into_async(self, buffer: DmaSlice, sector: int, *, timeout: float | None = None) -> None:
+        """Read while the event loop runs; see `read_into`. A task that is cancelled leaves requests in flight."""
+        await run_async(flights(self.submit_read, self._pieces(buffer, sector)), self._deadline(timeout))
+
+    async def write_from_async(self, buffer: DmaSlice, sector: int, *, timeout: float | None = None) -> None:
+        """Write while the event loop runs; see `read_into_async`."""
+        await run_async(flights(self.submit_write, self._pieces(buffer, sector)), self._deadline(timeout))
 
     def read(self, sector: int, count: int, *, timeout: float | None = None) -> bytes:
         """Read sectors; copies.
@@ -288,32 +297,14 @@ class VirtioBlk(VirtioDevice):
         name = f"{what} of {count} sectors at {sector}"
         return self._submit(name, kind, 0, [], [], None, extra=_RANGE.pack(sector, count, 0))
 
-    def _transfer(
-        self, submit: Callable[[DmaSlice, int], Request], buffer: DmaSlice, sector: int, timeout: float | None
-    ) -> None:
-        deadline = deadline_of(self.timeout if timeout is None else timeout)
+    def _pieces(self, buffer: DmaSlice, sector: int) -> list[tuple[DmaSlice, int]]:
+        """Cut memory of any size into what one request can transfer; with the sector of each."""
         self._check_range(sector, self._whole(buffer))
         most = self._most_bytes
-        pieces = deque((buffer[at : at + most], sector + at // SECTOR) for at in range(0, len(buffer), most))
-        flying: deque[Request] = deque()
-        error: VirtioError | None = None
-        while flying or (pieces and error is None):
-            try:
-                while pieces and error is None:
-                    flying.append(submit(*pieces[0]))
-                    pieces.popleft()
-            except VirtioQueueFullError as full:
-                if not flying:
-                    error = full  # others have the whole queue
-            except VirtioError as failure:
-                error = failure
-            if flying:
-                try:
-                    flying.popleft().wait_until(deadline)
-                except VirtioError as failure:
-                    error = error or failure
-        if error is not None:
-            raise error
+        return [(buffer[at : at + most], sector + at // SECTOR) for at in range(0, len(buffer), most)]
+
+    def _deadline(self, timeout: float | None) -> float:
+        return deadline_of(self.timeout if timeout is None else timeout)
 
     @contextmanager
     def _bounced(self, size: int) -> Iterator[DmaSlice]:

@@ -82,22 +82,21 @@ class VirtioNet(VirtioDevice):
             RingFullError: there was no room for some in time; tells how many were handed over.
             VirtioNotRunningError: the device is stopped, or being reset.
         """
-        deadline = deadline_of(self.timeout if timeout is None else timeout)
-        self._require_running()
-        check_sizes(self.name, frames, self.max_frame)
-        if not self.link_up:
-            raise LinkDownError(f"the link of {self.name} is down; wait_link() waits for it. Nothing was sent")
+        deadline = self._check(frames, timeout)
         sent = self._submit(frames)
         while sent < len(frames):
-            halts = self._tx.num_halts
-            in_time = self._tx.wait(partial(self._has_room, halts), deadline)
+            in_time = self._tx.wait(partial(self._has_room, self._tx.num_halts), deadline)
             sent += self._submit(frames[sent:])
-            if sent < len(frames) and not in_time:
-                raise RingFullError(
-                    f"{self.name}: its queue was full until the deadline; {sent} of {len(frames)} frames were "
-                    "handed over",
-                    sent,
-                )
+            self._require_room(sent, len(frames), in_time)
+
+    async def send_async(self, frames: Sequence[Frame], *, timeout: float | None = None) -> None:
+        """Let the event loop run while there is no room for all; otherwise as `send`."""
+        deadline = self._check(frames, timeout)
+        sent = self._submit(frames)
+        while sent < len(frames):
+            in_time = await self._tx.wait_async(partial(self._has_room, self._tx.num_halts), deadline)
+            sent += self._submit(frames[sent:])
+            self._require_room(sent, len(frames), in_time)
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Wait until the device has taken all frames that were handed over, so that their memory is free.
@@ -106,14 +105,15 @@ class VirtioNet(VirtioDevice):
             VirtioDeadlineError: it has not, in time.
             VirtioAbortedError: a reset or removal came; those in flight are counted as aborted.
         """
-        deadline = deadline_of(self.timeout if timeout is None else timeout)
+        deadline, halts = self._deadline(timeout), self._tx.num_halts
         self._require_running()
-        queue, halts = self._tx.queue, self._tx.num_halts
-        done = self._tx.wait(lambda: self._tx.num_halts != halts or not queue.num_in_flight, deadline)
-        if self._tx.num_halts != halts:
-            raise VirtioAbortedError(f"{self.name} was reset or stopped; frames in flight are counted as aborted")
-        if not done:
-            raise VirtioDeadlineError(f"{self.name}: {queue.num_in_flight} frames were not taken in time")
+        self._require_flushed(self._tx.wait(partial(self._is_flushed, halts), deadline), halts)
+
+    async def flush_async(self, *, timeout: float | None = None) -> None:
+        """Let the event loop run until all frames are taken; otherwise as `flush`."""
+        deadline, halts = self._deadline(timeout), self._tx.num_halts
+        self._require_running()
+        self._require_flushed(await self._tx.wait_async(partial(self._is_flushed, halts), deadline), halts)
 
     def receive(self, limit: int = 256, *, timeout: float = 0.0) -> list[bytes]:
         """Take the frames that have come, in their order.
@@ -128,20 +128,21 @@ class VirtioNet(VirtioDevice):
             VirtioAbortedError: a reset or removal came.
             VirtioNotRunningError: the device is stopped, or being reset.
         """
-        if limit < 1:
-            raise BoundsError(f"limit is {limit}: give at least 1")
         deadline = deadline_of(timeout)
-        while True:
-            self._require_running()
-            self._rx.poll()
-            frames = self._take(limit)
-            if frames or not timeout:
-                return frames
+        while not (frames := self._look(limit)) and timeout:
             halts = self._rx.num_halts
-            if not self._rx.wait(partial(self._has_frames, halts), deadline):
-                raise VirtioDeadlineError(f"{self.name}: no frame came within {timeout:g} s")
-            if self._rx.num_halts != halts:
-                raise VirtioAbortedError(f"{self.name} was reset or stopped")
+            self._require_frames(self._rx.wait(partial(self._has_frames, halts), deadline), halts, timeout)
+        return frames
+
+    async def receive_async(self, limit: int = 256, *, timeout: float | None = None) -> list[bytes]:
+        """Let the event loop run until frames have come, by default for the device's timeout. Raises as `receive`."""
+        timeout = self.timeout if timeout is None else timeout
+        deadline = deadline_of(timeout)
+        while not (frames := self._look(limit)):
+            halts = self._rx.num_halts
+            in_time = await self._rx.wait_async(partial(self._has_frames, halts), deadline)
+            self._require_frames(in_time, halts, timeout)
+        return frames
 
     # -- link
 
@@ -203,6 +204,47 @@ class VirtioNet(VirtioDevice):
             self._rx.kick()
 
     # -- inside
+
+    def _deadline(self, timeout: float | None) -> float:
+        return deadline_of(self.timeout if timeout is None else timeout)
+
+    def _check(self, frames: Sequence[Frame], timeout: float | None) -> float:
+        """Refuse what can't be sent; give the deadline for the rest."""
+        deadline = self._deadline(timeout)
+        self._require_running()
+        check_sizes(self.name, frames, self.max_frame)
+        if not self.link_up:
+            raise LinkDownError(f"the link of {self.name} is down; wait_link() waits for it. Nothing was sent")
+        return deadline
+
+    def _look(self, limit: int) -> list[bytes]:
+        """Take what has come; see `receive`."""
+        if limit < 1:
+            raise BoundsError(f"limit is {limit}: give at least 1")
+        self._require_running()
+        self._rx.poll()
+        return self._take(limit)
+
+    def _require_room(self, sent: int, wanted: int, in_time: bool) -> None:
+        if sent < wanted and not in_time:
+            raise RingFullError(
+                f"{self.name}: its queue was full until the deadline; {sent} of {wanted} frames were handed over", sent
+            )
+
+    def _require_flushed(self, done: bool, halts: int) -> None:
+        if self._tx.num_halts != halts:
+            raise VirtioAbortedError(f"{self.name} was reset or stopped; frames in flight are counted as aborted")
+        if not done:
+            raise VirtioDeadlineError(f"{self.name}: {self._tx.queue.num_in_flight} frames were not taken in time")
+
+    def _require_frames(self, in_time: bool, halts: int, timeout: float) -> None:
+        if not in_time:
+            raise VirtioDeadlineError(f"{self.name}: no frame came within {timeout:g} s")
+        if self._rx.num_halts != halts:
+            raise VirtioAbortedError(f"{self.name} was reset or stopped")
+
+    def _is_flushed(self, halts: int) -> bool:
+        return self._tx.num_halts != halts or not self._tx.queue.num_in_flight
 
     def _has_room(self, halts: int) -> bool:
         return self._tx.num_halts != halts or bool(self._free)

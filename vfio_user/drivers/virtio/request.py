@@ -13,6 +13,8 @@ from vfio_user.drivers.virtio.errors import (
 from vfio_user.drivers.waiting import deadline_of
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from vfio_user.drivers.virtio.service import QueueService
 
 __all__ = ["Request", "status_name"]
@@ -27,7 +29,7 @@ def status_name(status: int) -> str:
 
 
 class Request:
-    """A request that was submitted: settled by its queue, exactly once.
+    """A request that was submitted: settled by its queue, exactly once. Wait with `wait`, or with ``await``.
 
     Lifetime:
         Holds the memory of its data until it is done. Dropping the handle does not end the request.
@@ -79,7 +81,38 @@ class Request:
     def wait_until(self, deadline: float) -> None:
         """Block until it is done, or a time of the monotonic clock; raises as `wait`."""
         if not self._done and not self._service.wait(self.done, deadline):
-            raise VirtioDeadlineError(f"the {self.name} is not done in time, and still in flight")
+            raise self._late()
+        self._raise()
+
+    def __await__(self) -> Generator[object, None, None]:
+        yield from self.wait_until_async(deadline_of(self._timeout)).__await__()
+
+    def outcome(self, deadline: float) -> VirtioError | None:
+        """Block as `wait_until`, and give the error instead of raising it."""
+        try:
+            self.wait_until(deadline)
+        except VirtioError as error:
+            return error
+        return None
+
+    async def outcome_async(self, deadline: float) -> VirtioError | None:
+        """Let the event loop run; otherwise as `outcome`."""
+        try:
+            await self.wait_until_async(deadline)
+        except VirtioError as error:
+            return error
+        return None
+
+    async def wait_until_async(self, deadline: float) -> None:
+        """Let the event loop run until it is done, or a time of the monotonic clock; raises as `wait`."""
+        if not self._done and not await self._service.wait_async(self.done, deadline):
+            raise self._late()
+        self._raise()
+
+    def _late(self) -> VirtioDeadlineError:
+        return VirtioDeadlineError(f"the {self.name} is not done in time, and still in flight")
+
+    def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 

@@ -1,4 +1,4 @@
-"""A virtqueue of a running device: shared by threads, waited for, and ended by resets."""
+"""A virtqueue of a running device: shared by threads and tasks, waited for, and ended by resets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+from vfio_user.drivers.tasks import TaskWaiter
 from vfio_user.drivers.virtio.errors import VirtioQueueFullError
 from vfio_user.drivers.waiting import Waiter
 from vfio_user.errors import ClosedError, ZappedError
@@ -62,6 +63,7 @@ class QueueService(Generic[T]):
         self._ended = ended
         self._require_running = require_running
         self._waiter = Waiter(self.lock, vector, poll=self.poll, diagnose=diagnose)
+        self._tasks = TaskWaiter(vector, poll=self.poll, diagnose=diagnose)
 
     def submit(self, items: Iterable[Item[T]]) -> int:
         """Hand buffers over with one notification; give their number, which is less where the queue is full.
@@ -117,6 +119,10 @@ class QueueService(Generic[T]):
         It should also become true when the queue is halted: see `num_halts`.
         """
         return self._waiter.wait(done, deadline)
+
+    async def wait_async(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Let the event loop run until ``done()``; see `wait`."""
+        return await self._tasks.wait_until(done, self._waiter.listen, deadline)
 
     def halt(self) -> None:
         """Empty the queue: the device was reset, or can't reach memory any more."""

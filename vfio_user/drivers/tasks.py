@@ -1,4 +1,4 @@
-"""How tasks of asyncio wait for commands of one queue: the event loop watches the queue's interrupt.
+"""How tasks of asyncio wait for what one queue brings: the event loop watches the queue's interrupt.
 
 asyncio is imported only when somebody awaits: it costs more than the rest of the driver.
 """
@@ -16,10 +16,18 @@ from vfio_user.errors import VfioError
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
-    from typing import TypeAlias
+    from typing import Protocol, TypeAlias
 
     from vfio_user.device.vector import IrqVector
-    from vfio_user.drivers.nvme.command import Command
+
+    class Awaited(Protocol):
+        """A command in flight."""
+
+        def done(self) -> bool:
+            """Tell whether it has ended."""
+
+        def add_done_callback(self, callback: Callable[..., None]) -> None:
+            """Call a function when it has."""
 
     Listen: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -43,7 +51,7 @@ class TaskWaiter:
         self._lock = threading.Lock()
         self._sleepers: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
 
-    async def wait(self, commands: Sequence[Command], deadline: float) -> bool:
+    async def wait(self, commands: Sequence[Awaited], deadline: float) -> bool:
         """Let the event loop run until all are done; `False` when the deadline comes first.
 
         Raises:
