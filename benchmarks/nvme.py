@@ -40,6 +40,7 @@ _COUNTS = {1: 400, 32: 4000}
 _LARGE, _LARGE_PIECES, _LARGE_COUNTS = 128 << 10, 64, {1: 200, 32: 400}
 #: What fio calls it, in words.
 _MODES = {"randread": "4 KiB random read", "randwrite": "4 KiB random write", "read": "128 KiB read in order"}
+_LEAST = 4  # of its depth, a quarter is worth a call
 
 
 # -- our side
@@ -77,14 +78,14 @@ class _Work:
         """Do ``count`` commands, ``depth`` in flight; give the rate in 1/s."""
         queue, table, sequence = self.queue, self.pieces.table, self.sequence
         submit, reap, rows = queue.submit_rows, queue.reap, numpy.zeros(depth, "<u8")
-        size, failed = len(self.pieces), queue.num_failed
+        size, failed, least = len(self.pieces), queue.num_failed, max(1, depth // _LEAST)
         found, ready = memoryview(rows), memoryview(table).cast("B")  # type: ignore[arg-type]  # they have buffers
         start = time.perf_counter()
         self.prepare(**kind)
         submit(ready, sequence[:depth])
         sent, done = depth, 0
         while sent < count:
-            finished = reap(found, None, _TIMEOUT)
+            finished = reap(found, None, _TIMEOUT, least=least)
             done += finished
             at = sent % size
             submit(ready, sequence[at : at + finished])
@@ -99,6 +100,7 @@ class _Work:
         """The same with a function that is called for each command."""
         queue, sequence = self.queue, self.sequence
         submit, each, size = queue.submit_rows, queue.reap_each, len(self.pieces)
+        least = max(1, depth // _LEAST)
         ready = memoryview(self.pieces.table).cast("B")  # type: ignore[arg-type]
         wrong: list[tuple[int, int]] = []
 
@@ -111,7 +113,7 @@ class _Work:
         submit(ready, sequence[:depth])
         sent, done = depth, 0
         while sent < count:
-            finished = each(done_with, _TIMEOUT)
+            finished = each(done_with, _TIMEOUT, least=least)
             done += finished
             at = sent % size
             submit(ready, sequence[at : at + finished])

@@ -222,9 +222,17 @@ static bool is_new(const struct ring *ring, uint32_t place)
     return ((io_read16(at + ring->layout.phase_at) & ring->layout.phase_mask) != 0) == ((place & RING_PHASE) != 0);
 }
 
-bool ring_pending(struct ring *ring)
+bool ring_pending(struct ring *ring, uint32_t least)
 {
-    return is_new(ring, atomic_load_explicit(&ring->place, memory_order_relaxed));
+    uint32_t place = atomic_load_explicit(&ring->place, memory_order_relaxed), last;
+
+    if (unlikely(least > ring->layout.entries))
+        return false;
+    /* The device writes them in order: the last of so many is new only when all are. */
+    last = (place & ~RING_PHASE) + (least - 1);
+    if (last >= ring->layout.entries)
+        return is_new(ring, (last - ring->layout.entries) | (~place & RING_PHASE));
+    return is_new(ring, last | (place & RING_PHASE));
 }
 
 /* The device can write to the ring at any time: what is decided by is read once. */

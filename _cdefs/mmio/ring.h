@@ -92,8 +92,8 @@ void ring_put_owned(struct ring *ring, const uint8_t *entry, void *owner);
 /* Undo the last puts, because the doorbell could not be rung. */
 void ring_take_back(struct ring *ring, size_t count, uint32_t tail);
 
-/* Is there a completion that was not looked at yet? Needs no lock. */
-bool ring_pending(struct ring *ring);
+/* Are there so many completions (from 1 on) that were not looked at yet? Needs no lock. */
+bool ring_pending(struct ring *ring, uint32_t least);
 /* Where cookies and completions of commands go at once; completions may be NULL. */
 struct ring_sink {
     uint8_t *cookies, *completions;

@@ -4,6 +4,90 @@
 
 #include <string.h>
 
+/* ---- waiting ---- */
+
+#define LOOKS 256 /* between two looks at the clock */
+
+struct want {
+    bool cookies;   /* commands with cookies, or owned ones */
+    uint32_t least; /* how many; those that were not looked at yet count whatever they are */
+};
+
+static bool enough(struct pair_object *self, const struct want *want)
+{
+    const struct ring_done *done = want->cookies ? &self->ring.cookies : &self->ring.owned;
+    uint32_t waiting = ring_count(done);
+
+    return waiting >= want->least || ring_pending(&self->ring, want->least - waiting);
+}
+
+static bool spin_slice(struct pair_object *self, const struct want *want, int64_t until)
+{
+    for (;;) {
+        for (int i = 0; i < LOOKS; i++) {
+            if (enough(self, want))
+                return true;
+            lock_relax();
+        }
+        if (!atomic_load(&self->running) || lock_now() >= until)
+            return false;
+    }
+}
+
+/* 1 when there is enough, 0 when the time is over or the rings are stopped, -1 with an exception set. */
+static int spin(struct pair_object *self, const struct want *want, int64_t deadline)
+{
+    bool found = enough(self, want);
+    int64_t now;
+
+    while (!found && atomic_load(&self->running) && (now = lock_now()) < deadline) {
+        int64_t until = now + CORE_SLICE_NS < deadline ? now + CORE_SLICE_NS : deadline;
+
+        Py_BEGIN_ALLOW_THREADS
+        found = spin_slice(self, want, until);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() != 0)
+            return -1;
+    }
+    return found;
+}
+
+PyObject *pair_spin(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct pair_object *self = (struct pair_object *)object;
+    struct want want = {.least = 1};
+    int64_t deadline;
+    int found;
+
+    if (nargs != 2) {
+        PyErr_Format(PyExc_TypeError, "spin() takes seconds, and whether cookies are waited for (%zd given)", nargs);
+        return NULL;
+    }
+    want.cookies = PyObject_IsTrue(args[1]) == 1;
+    if (!core_deadline(args[0], &deadline))
+        return NULL;
+    found = spin(self, &want, deadline);
+    return found < 0 ? NULL : PyBool_FromLong(found);
+}
+
+/* The last arguments of reap() and each(): how many are wanted, and how long they are looked for. */
+static bool spin_as_asked(struct pair_object *self, PyObject *least, PyObject *seconds)
+{
+    struct want want = {.cookies = true};
+    int64_t deadline;
+    uint64_t number;
+
+    if (!core_unsigned(least, RING_PHASE - 1, "the least number", &number) || !core_deadline(seconds, &deadline))
+        return false;
+    pair_lock(self);
+    /* More than are in flight will not come. */
+    want.least = self->ring.num_flying + ring_count(&self->ring.cookies);
+    pair_unlock(self);
+    if (number < want.least)
+        want.least = (uint32_t)number;
+    return want.least == 0 || spin(self, &want, deadline) >= 0;
+}
+
 /* ---- completing ---- */
 
 static bool scan(struct pair_object *self)
@@ -82,10 +166,15 @@ PyObject *pair_reap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     struct ring_sink sink = {0};
     bool good = false;
 
-    if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError, "reap() takes a buffer for cookies and one for completions (%zd given)", nargs);
+    if (nargs != 2 && nargs != 4) {
+        PyErr_Format(PyExc_TypeError,
+                     "reap() takes a buffer for cookies and one for completions, and may take the least number of them "
+                     "and seconds (%zd given)",
+                     nargs);
         return NULL;
     }
+    if (nargs == 4 && !spin_as_asked(self, args[2], args[3]))
+        return NULL;
     if (PyObject_GetBuffer(args[0], &cookies, PyBUF_WRITABLE) == 0 &&
         (args[1] == Py_None || PyObject_GetBuffer(args[1], &outcomes, PyBUF_WRITABLE) == 0)) {
         size_t most = (size_t)cookies.len / sizeof(uint64_t);
@@ -121,12 +210,19 @@ static bool pop_one(struct pair_object *self, uint64_t *cookie, uint32_t *word)
     return slot != RING_NONE;
 }
 
-PyObject *pair_each(PyObject *object, PyObject *callback)
+PyObject *pair_each(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     struct pair_object *self = (struct pair_object *)object;
     size_t ready, count = 0;
     bool good;
 
+    if (nargs != 1 && nargs != 3) {
+        PyErr_Format(PyExc_TypeError,
+                     "each() takes a function, and may take the least number of commands and seconds (%zd given)", nargs);
+        return NULL;
+    }
+    if (nargs == 3 && !spin_as_asked(self, args[1], args[2]))
+        return NULL;
     pair_lock(self);
     good = scan(self);
     ready = ring_count(&self->ring.cookies); /* what callbacks submit is for the next call */
@@ -141,7 +237,7 @@ PyObject *pair_each(PyObject *object, PyObject *callback)
         PyObject *first = PyLong_FromUnsignedLongLong(cookie), *second = PyLong_FromUnsignedLong(word);
         PyObject *result = first == NULL || second == NULL
                                ? NULL
-                               : PyObject_CallFunctionObjArgs(callback, first, second, NULL);
+                               : PyObject_CallFunctionObjArgs(args[0], first, second, NULL);
 
         Py_XDECREF(first);
         Py_XDECREF(second);
@@ -149,54 +245,4 @@ PyObject *pair_each(PyObject *object, PyObject *callback)
         good = result != NULL;
     }
     return good ? PyLong_FromSize_t(count) : NULL;
-}
-
-/* ---- waiting ---- */
-
-#define LOOKS 256 /* between two looks at the clock */
-
-static bool any_done(struct pair_object *self, bool cookies)
-{
-    const struct ring_done *done = cookies ? &self->ring.cookies : &self->ring.owned;
-
-    return ring_pending(&self->ring) || ring_count(done) != 0;
-}
-
-static bool spin_slice(struct pair_object *self, bool cookies, int64_t until)
-{
-    for (;;) {
-        for (int i = 0; i < LOOKS; i++) {
-            if (any_done(self, cookies))
-                return true;
-            lock_relax();
-        }
-        if (!atomic_load(&self->running) || lock_now() >= until)
-            return false;
-    }
-}
-
-PyObject *pair_spin(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
-{
-    struct pair_object *self = (struct pair_object *)object;
-    int64_t deadline, now;
-    bool found, cookies;
-
-    if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError, "spin() takes seconds, and whether cookies are waited for (%zd given)", nargs);
-        return NULL;
-    }
-    cookies = PyObject_IsTrue(args[1]) == 1;
-    if (!core_deadline(args[0], &deadline))
-        return NULL;
-    found = any_done(self, cookies);
-    while (!found && atomic_load(&self->running) && (now = lock_now()) < deadline) {
-        int64_t until = now + CORE_SLICE_NS < deadline ? now + CORE_SLICE_NS : deadline;
-
-        Py_BEGIN_ALLOW_THREADS
-        found = spin_slice(self, cookies, until);
-        Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals() != 0)
-            return NULL;
-    }
-    return PyBool_FromLong(found);
 }

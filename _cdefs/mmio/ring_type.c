@@ -234,14 +234,15 @@ static PyMethodDef pair_methods[] = {
     {"take", pair_take, METH_NOARGS,
      "take()\n--\n\nGive the owners of commands that are done, each with the completion: a list of tuples."},
     {"reap", FAST(pair_reap), METH_FASTCALL,
-     "reap(cookies, completions, /)\n--\n\n"
+     "reap(cookies, completions, least=0, seconds=0, /)\n--\n\n"
      "Scan; fill writable buffers with the cookies and the completions (or None) of commands that are done.\n\n"
-     "Gives their number, at most what fits; the rest stays. Raises as scan()."},
-    {"each", pair_each, METH_O,
-     "each(callback, /)\n--\n\n"
+     "Gives their number, at most what fits; the rest stays. Before that it looks without the GIL, for so many seconds at\n"
+     "most, until the device has completed the least number, or all that are in flight. Raises as scan()."},
+    {"each", FAST(pair_each), METH_FASTCALL,
+     "each(callback, least=0, seconds=0, /)\n--\n\n"
      "Scan; call callback(cookie, word) for each command that is done, word being the one with the phase, without it.\n\n"
      "Gives their number. A callback may submit. When one raises, this ends; the rest stays for the next call.\n"
-     "Raises as scan()."},
+     "Looks before that as reap() does. Raises as scan()."},
     {"spin", FAST(pair_spin), METH_FASTCALL,
      "spin(seconds, cookies, /)\n--\n\n"
      "Look at the ring, without the GIL, until the device has completed something, a command with a cookie (an owner) is\n"

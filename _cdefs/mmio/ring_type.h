@@ -33,7 +33,7 @@ PyObject *pair_submit_for(PyObject *self, PyObject *const *args, Py_ssize_t narg
 PyObject *pair_scan(PyObject *self, PyObject *ignored);
 PyObject *pair_take(PyObject *self, PyObject *ignored);
 PyObject *pair_reap(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-PyObject *pair_each(PyObject *self, PyObject *callback);
+PyObject *pair_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *pair_spin(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 
 /* ring_life.c */

@@ -325,6 +325,56 @@ def test_callbacks_get_number_and_status_once(device: Device) -> None:
     assert device.rings.each(note) == 1
 
 
+@pytest.mark.parametrize("turns", range(ENTRIES))
+def test_looking_for_several_at_once(device: Device, turns: int) -> None:
+    """Wherever in the ring they come to lie, and across its end."""
+    for _ in range(turns):
+        device.rings.submit(rows(1), numbers(0), None, None, False)
+        device.complete(id_of(device.fetch()[0]))
+        assert reap(device.rings) == [0]
+    device.rings.submit(rows(5), numbers(1, 2, 3, 4, 5), None, None, False)
+    ids = [id_of(command) for command in device.fetch()]
+    device.complete(ids[0])
+    device.complete(ids[1])
+    timer = threading.Timer(0.05, device.complete, (ids[2],))
+    timer.start()
+    found = numbers(0, 0, 0, 0, 0)
+    assert device.rings.reap(found, None, 3, 20) == 3
+    timer.join()
+    assert list(found) == [1, 2, 3, 0, 0]
+    device.complete(ids[3])
+    assert device.rings.reap(found, None, 2, 0.01) == 1, "the time is over: what there is"
+    device.complete(ids[4])
+    assert device.rings.reap(found, None, 9, 20) == 1, "no more are in flight"
+    assert device.rings.reap(found, None, 9, 20) == 0
+
+
+def test_callbacks_for_several_at_once(device: Device) -> None:
+    device.rings.submit(rows(3), numbers(1, 2, 3), None, None, False)
+    ids = [id_of(command) for command in device.fetch()]
+    device.complete(ids[0])
+    seen: list[int] = []
+    timers = [threading.Timer(0.05, device.complete, (each,)) for each in ids[1:]]
+    timers[0].start()
+    assert device.rings.each(lambda number, _: seen.append(number), 2, 20) == 2
+    timers[1].start()
+    assert device.rings.each(lambda number, _: seen.append(number), 5, 20) == 1
+    assert seen == [1, 2, 3]
+    for timer in timers:
+        timer.join()
+
+
+@pytest.mark.parametrize(("least", "seconds"), [(-1, 1), (1 << 31, 1), ("x", 1), (1, -1), (1, "x")])
+def test_looking_for_what_is_no_number(device: Device, least: Any, seconds: Any) -> None:
+    device.rings.submit(rows(1), numbers(1), None, None, False)
+    device.complete(id_of(device.fetch()[0]))
+    with pytest.raises((TypeError, ArgumentError)):
+        device.rings.reap(numbers(0), None, least, seconds)
+    with pytest.raises(TypeError):
+        device.rings.reap(numbers(0), None, 1)
+    assert reap(device.rings) == [1]
+
+
 def test_spinning_ends_when_something_is_there_or_the_time_is_over(device: Device) -> None:
     assert not device.rings.spin(0.01, True)
     device.rings.submit(rows(1), numbers(1), None, None, False)

@@ -164,13 +164,15 @@ class QueueRings:
         if not self._submit(table, rows, count, keep, True):
             raise self._refusal(view_of(rows).nbytes // 8 if count is None else count)
 
-    def reap(self, numbers: Data, completions: Data | None = None, timeout: float = 0) -> int:
+    def reap(self, numbers: Data, completions: Data | None = None, timeout: float = 0, *, least: int = 1) -> int:
         """Take the outcomes of commands that `submit_batch` or `submit_rows` handed over; give how many there were.
 
         Args:
             numbers: gets the caller's 64-bit number of each; as many as fit are taken.
             completions: gets 16 bytes for each; left out, `num_failed` tells whether one has failed.
             timeout: seconds to wait until there is one; 0 only looks, and gives 0 when there is none.
+            least: on a polled queue, how many are worth a call: it looks up to 2 ms for so many, or for all that are in
+                flight. Fewer doorbells, and less Python, for each command.
 
         Raises:
             NvmeDeadlineError: there was none within ``timeout``. The commands are still in flight.
@@ -180,16 +182,17 @@ class QueueRings:
             DeviceGoneError: the controller does not answer any more.
             ZappedError: device memory is taken away at the moment; nothing is lost.
         """
-        count = self._reap(numbers, completions)
+        count = self._reap(numbers, completions, least, self._first_look(timeout))
         return count or self._patiently(lambda: self._reap(numbers, completions), timeout)
+
+    def _first_look(self, timeout: float) -> float:
+        # Most commands of a polled queue come soon; what waiting takes otherwise would make them late.
+        if not timeout or self.vector is not None:
+            return 0
+        return timeout if timeout < _FIRST_LOOK else _FIRST_LOOK
 
     def _patiently(self, reap: Callable[[], int], timeout: float) -> int:
         """Reap again, and wait for something to reap if that is wanted."""
-        # Most commands of a polled queue come soon; what waiting takes otherwise would make them late.
-        if timeout and self.vector is None and self._rings.spin(min(_FIRST_LOOK, timeout), True):
-            count = reap()
-            if count:
-                return count
         self.poll()
         count = reap()
         if count or not timeout:
@@ -201,17 +204,17 @@ class QueueRings:
                 raise NvmeDeadlineError(f"queue {self.qid} completed nothing within {timeout:g} s; {ADVICE}")
         return count
 
-    def reap_each(self, callback: Callable[[int, int], object], timeout: float = 0) -> int:
+    def reap_each(self, callback: Callable[[int, int], object], timeout: float = 0, *, least: int = 1) -> int:
         """Call ``callback(number, status)`` for each command that is done; give how many there were.
 
-        With a ``timeout`` it waits until there is one; see `reap`. The status is 0 for success, else twice the 15 bits
+        With a ``timeout`` it waits until there is one, or ``least``; see `reap`. The status is 0 for success, else twice the 15 bits
         that `Status.from_int` decodes. A callback may submit; what is done meanwhile is for the next call. When a
         callback raises, those not called yet come then as well.
 
         Raises:
             NvmeUnknownCompletionError, ZappedError: see `reap`.
         """
-        count = self._rings.each(callback)
+        count = self._rings.each(callback, least, self._first_look(timeout))
         return count or self._patiently(lambda: self._rings.each(callback), timeout)
 
     async def reap_async(self, numbers: Data, completions: Data | None = None, timeout: float | None = None) -> int:
