@@ -9,7 +9,7 @@ import pytest
 
 import vfio_user
 from tests.guest.leaks import nothing_left
-from vfio_user.drivers.edu import Edu
+from vfio_user.drivers.edu import DMA_COMMAND, DmaCommand, Edu
 from vfio_user.errors import BoundsError, BusyError, UnsupportedError
 from vfio_user.pci import Command
 from vfio_user.testing import GuestDevice
@@ -51,6 +51,23 @@ def test_wrong_numbers_and_ranges(vfio_device: Find) -> None:
         with pytest.raises(BoundsError):
             edu.copy_to_device(buffer[:16], offset=4090)
         assert edu.factorial(4) == 24
+
+
+def test_transfer_that_was_left_behind(vfio_device: Find) -> None:
+    """Who started it has died, as far as the device can tell: it ends first, and is not taken for the next one."""
+    address = vfio_device("edu").address
+    for _ in range(3):
+        with vfio_user.open(address) as pci:
+            with Edu(pci) as edu, edu.alloc() as buffer:
+                edu.regs.dma_source.write(buffer.iova)
+                edu.regs.dma_destination.write(0x40000)
+                edu.regs.dma_count.write(16)
+            pci.bar(0).write64(DMA_COMMAND, DmaCommand.compose(start=1, interrupt=1))
+        with vfio_user.open(address) as pci, Edu(pci) as edu, edu.alloc() as buffer:
+            buffer[:5] = b"alive"
+            edu.copy_to_device(buffer[:5])
+            edu.copy_from_device(buffer[100:105])
+            assert bytes(buffer[100:105]) == b"alive"
 
 
 def test_it_works_after_a_reset(vfio_device: Find) -> None:

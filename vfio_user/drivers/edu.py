@@ -30,6 +30,8 @@ __all__ = [
 _DMA_BUFFER = 0x40000
 """Where its own memory begins, as its DMA engine counts."""
 _ALL_ONES = 0xFFFFFFFF
+_LEFT_BEHIND_TIMEOUT = 1.0
+"""Seconds that a transfer has which nobody waits for; it takes a tenth of one."""
 
 
 class Interrupt(enum.IntFlag):
@@ -121,14 +123,18 @@ class Edu(Driver):
     def probe(self) -> None:
         """Check the identification, then turn on bus mastering and the interrupt.
 
+        A transfer that a process left behind when it died ends before that, while it reaches no memory.
+
         Raises:
             UnsupportedError: it is no edu device.
             DeviceGoneError: it reads all-ones.
+            DeadlineError: such a transfer does not end; reset the device.
         """
         self.regs = EduRegisters(self.pci.bar(0))
         identity = self.identification
         if Identification(identity).magic != 0xED:
             raise UnsupportedError(f"{self.pci.name}: identification {identity:#010x} does not end in ed")
+        self._wait_idle(_LEFT_BEHIND_TIMEOUT)
         self._irqs = self.pci.irqs.msi if self.pci.irqs.msi.count else self.pci.irqs.intx
         self.pci.set_master(True)
         try:
@@ -147,7 +153,7 @@ class Edu(Driver):
     def reset_prepare(self) -> None:
         """Let a transfer end, which takes a tenth of a second: it must not run into the reset."""
         with suppress(ZappedError):  # a device that is off already transfers nothing
-            self._wait_idle(1.0)
+            self._wait_idle(_LEFT_BEHIND_TIMEOUT)
 
     def reset_done(self) -> None:
         """Turn bus mastering on again and forget interrupts of the time before."""
@@ -189,6 +195,7 @@ class Edu(Driver):
             raise BoundsError(f"{number} does not fit 32 bits")
         self.regs.status.wait(timeout, computing=0)
         self.regs.status.write(FactorialStatus.compose(interrupt=1))
+        self._forget(Interrupt.FACTORIAL)
         self.regs.factorial.write(number)
         self._wait(Interrupt.FACTORIAL, timeout)
         return self.regs.factorial.read()
@@ -229,11 +236,17 @@ class Edu(Driver):
         regs.dma_source.write(source)
         regs.dma_destination.write(destination)
         regs.dma_count.write(size)
+        self._forget(Interrupt.DMA)
         regs.dma_command.write(DmaCommand.compose(start=1, interrupt=1, to_memory=to_memory))
         self._wait(Interrupt.DMA, timeout)
 
     def _wait_idle(self, timeout: float) -> None:
         self.regs.dma_command.wait(timeout, start=0)
+
+    def _forget(self, reason: Interrupt) -> None:
+        """Take a reason away that is of before: who did not wait for it to come, or died, has left it."""
+        if self.regs.irq_status.read() & reason:
+            self.regs.irq_ack.write(reason)
 
     def _wait(self, reason: Interrupt, timeout: float) -> None:
         deadline = time.monotonic() + timeout

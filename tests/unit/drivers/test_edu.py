@@ -111,6 +111,26 @@ def test_unit_that_stays_busy(driver: Edu, machine: FakeDevice) -> None:
         driver.reset_prepare()
 
 
+def test_transfer_of_a_dead_process_that_does_not_end(
+    machine: FakeDevice, pci: PciDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edu, "_LEFT_BEHIND_TIMEOUT", 0.02)
+    put(machine, edu.DMA_COMMAND, 1)
+    with pytest.raises(DeadlineError), Edu(pci):
+        pass
+    assert not pci.config.command & Command.MASTER, "it would reach memory"
+
+
+def test_interrupt_of_the_same_reason_that_was_left_behind(driver: Edu, machine: FakeDevice) -> None:
+    put(machine, edu.IRQ_STATUS, Interrupt.FACTORIAL)
+    waiter = start(lambda: driver.factorial(5, timeout=30.0))
+    time.sleep(0.02)
+    assert get(machine, edu.IRQ_ACK) == Interrupt.FACTORIAL
+    put(machine, edu.FACTORIAL, 120)
+    interrupt(machine, Interrupt.FACTORIAL)
+    assert waiter.result(10) == 120
+
+
 def test_interrupt_that_came_too_late_for_its_call_is_not_taken_for_another(driver: Edu, machine: FakeDevice) -> None:
     interrupt(machine, Interrupt.DMA)
     waiter = start(lambda: driver.factorial(5, timeout=30.0))

@@ -207,9 +207,9 @@ class QueueRings:
     def reap_each(self, callback: Callable[[int, int], object], timeout: float = 0, *, least: int = 1) -> int:
         """Call ``callback(number, status)`` for each command that is done; give how many there were.
 
-        With a ``timeout`` it waits until there is one, or ``least``; see `reap`. The status is 0 for success, else twice the 15 bits
-        that `Status.from_int` decodes. A callback may submit; what is done meanwhile is for the next call. When a
-        callback raises, those not called yet come then as well.
+        With a ``timeout`` it waits until there is one, or ``least``; see `reap`. The status is 0 for success, else
+        twice the 15 bits that `Status.from_int` decodes. A callback may submit; what is done meanwhile is for the next
+        call. When a callback raises, those not called yet come then as well.
 
         Raises:
             NvmeUnknownCompletionError, ZappedError: see `reap`.
