@@ -101,6 +101,8 @@ class QueueRings:
         )
         # Bound here: looking them up would cost as much as several commands.
         self._submit, self._reap = self._rings.submit, self._rings.reap
+        # Most commands of a polled queue come soon; what waiting takes otherwise would make them late.
+        self._look = _FIRST_LOOK if vector is None else 0.0
         self._lock = threading.Lock()
         self._stopped: str | None = "it is not created yet"
         self._fault: str | None = None
@@ -182,14 +184,9 @@ class QueueRings:
             DeviceGoneError: the controller does not answer any more.
             ZappedError: device memory is taken away at the moment; nothing is lost.
         """
-        count = self._reap(numbers, completions, least, self._first_look(timeout))
+        look = self._look
+        count = self._reap(numbers, completions, least, look if timeout > look else timeout)
         return count or self._patiently(lambda: self._reap(numbers, completions), timeout)
-
-    def _first_look(self, timeout: float) -> float:
-        # Most commands of a polled queue come soon; what waiting takes otherwise would make them late.
-        if not timeout or self.vector is not None:
-            return 0
-        return timeout if timeout < _FIRST_LOOK else _FIRST_LOOK
 
     def _patiently(self, reap: Callable[[], int], timeout: float) -> int:
         """Reap again, and wait for something to reap if that is wanted."""
@@ -214,7 +211,8 @@ class QueueRings:
         Raises:
             NvmeUnknownCompletionError, ZappedError: see `reap`.
         """
-        count = self._rings.each(callback, least, self._first_look(timeout))
+        look = self._look
+        count = self._rings.each(callback, least, look if timeout > look else timeout)
         return count or self._patiently(lambda: self._rings.each(callback), timeout)
 
     async def reap_async(self, numbers: Data, completions: Data | None = None, timeout: float | None = None) -> int:
