@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from vfio_user._uapi import ffi
 from vfio_user.errors import UnsupportedError, VfioIoctlError
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from vfio_user._uapi import CData
     from vfio_user.kernel.fd import OwnedFd
 
-__all__ = ["address", "command", "send"]
+__all__ = ["Hints", "address", "command", "send"]
+
+Hints: TypeAlias = Mapping[int, str] | Callable[[int], str]
+"""By errno, what the user can do about a request that failed; a function where that takes a look at the machine."""
 
 
-def command(
-    fd: OwnedFd, request: Request, ctype: str, /, *, hints: Mapping[int, str] | None = None, **fields: object
-) -> CData:
+def command(fd: OwnedFd, request: Request, ctype: str, /, *, hints: Hints | None = None, **fields: object) -> CData:
     """Make one request and give its structure as the kernel left it.
 
     Args:
         fd: an open ``/dev/iommu``.
         request: what to ask.
         ctype: its structure: ``"struct iommu_ioas_alloc"``.
-        hints: by errno, what the user can do about it.
+        hints: what the user can do about a failure.
         fields: members that are input.
 
     Raises:
@@ -39,7 +40,7 @@ def command(
     return argument
 
 
-def send(fd: OwnedFd, request: Request, argument: CData, /, *, hints: Mapping[int, str] | None = None) -> None:
+def send(fd: OwnedFd, request: Request, argument: CData, /, *, hints: Hints | None = None) -> None:
     """Make one request with a structure of the caller's, which has output also when the request fails.
 
     Raises as `command` does.
@@ -48,7 +49,7 @@ def send(fd: OwnedFd, request: Request, argument: CData, /, *, hints: Mapping[in
         ioctl(fd.fileno(), request, argument, device=fd.name)
     except VfioIoctlError as error:
         code = error.errno or 0
-        hint = (hints or {}).get(code, "")
+        hint = "" if hints is None else hints.get(code, "") if isinstance(hints, Mapping) else hints(code)
         if code == errno.ENOTTY:
             raise UnsupportedError(f"this kernel has no {request.name}") from error
         if code == errno.EOPNOTSUPP:

@@ -14,13 +14,14 @@ from vfio_user.iommu.iommufd.command import address, command, send
 from vfio_user.iommu.iommufd.hwpt import Hwpt, alloc_hwpt
 from vfio_user.iommu.iommufd.object import IommufdObject
 from vfio_user.kernel.ioctl import MAX_REPLY, Request, requests
-from vfio_user.kernel.uapi import HwptAllocFlags, IoasMapFlags
+from vfio_user.kernel.uapi import HwptAllocFlags
 
 __all__ = ["Ioas", "IoasRanges"]
 
 _EVERYTHING = (1 << 64) - 1
 _ROUNDS = 8
 _NO_FLAGS = HwptAllocFlags(0)
+_UNMAP_HINTS = {errno.ENOENT: "Nothing is mapped there, or a mapping reaches beyond: mappings are unmapped whole"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,9 @@ class Ioas(IommufdObject):
         Raises:
             VfioIoctlError: ENOENT when nothing is mapped there, or a mapping lies there in part.
         """
-        hints = {errno.ENOENT: "Nothing is mapped there, or a mapping reaches beyond: mappings are unmapped whole"}
         fields = {"ioas_id": self._live(), "iova": iova, "length": size}
-        reply = command(self.iommufd.fd, requests.IOMMU_IOAS_UNMAP, "struct iommu_ioas_unmap", hints=hints, **fields)
+        fd = self.iommufd.fd
+        reply = command(fd, requests.IOMMU_IOAS_UNMAP, "struct iommu_ioas_unmap", hints=_UNMAP_HINTS, **fields)
         return int(reply.length)
 
     def unmap_all(self) -> int:
@@ -268,27 +269,26 @@ class Ioas(IommufdObject):
     def _map(
         self, request: Request, ctype: str, iova: int | None, size: int, read: bool, write: bool, **fields: int
     ) -> Iova:
-        hints = {code: explain.map_failed(code, size, None) for code in (errno.ENOMEM, errno.EFAULT)}
+        def why(code: int) -> str:
+            return explain.map_failed(code, size, None) if code in (errno.ENOMEM, errno.EFAULT) else ""
+
         flags = _flags(iova, read, write)
         try:
             fd = self.iommufd.fd
-            reply = command(fd, request, ctype, hints=hints, flags=flags, length=size, iova=iova or 0, **fields)
+            reply = command(fd, request, ctype, hints=why, flags=flags, length=size, iova=iova or 0, **fields)
         except VfioIoctlError as error:
             raise _refused(error, iova, size) from error
         return Iova(reply.iova)
 
 
-def _flags(iova: int | None, read: bool, write: bool) -> IoasMapFlags:
-    flags = IoasMapFlags(0)
-    if iova is not None:
-        flags |= IoasMapFlags.FIXED_IOVA
-    if read:
-        flags |= IoasMapFlags.READABLE
-    if write:
-        flags |= IoasMapFlags.WRITEABLE
+def _flags(iova: int | None, read: bool, write: bool) -> int:
     if not read and not write:
         raise ArgumentError("a mapping that devices may neither read nor write is of no use")
-    return flags
+    return (
+        (lib.IOMMU_IOAS_MAP_FIXED_IOVA if iova is not None else 0)
+        | (lib.IOMMU_IOAS_MAP_READABLE if read else 0)
+        | (lib.IOMMU_IOAS_MAP_WRITEABLE if write else 0)
+    )
 
 
 def _refused(error: VfioIoctlError, iova: int | None, size: int) -> VfioError:
