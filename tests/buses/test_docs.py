@@ -1,14 +1,48 @@
-"""The program of the page on other buses runs as it stands."""
+"""The programs of the page on other buses run as they stand, each where there is its bus."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+import time
+
+import pytest
 
 from tests.snippets import TOP, blocks
+from vfio_user import testing
+from vfio_user.binding import lent
+from vfio_user.ccw import subchannel, subchannel_of
+from vfio_user.errors import InUseError
+
+AMBA, CHANNEL = blocks(TOP / "docs/howto/buses.md", "{code-block} python")
 
 
-def test_program() -> None:
-    (program,) = blocks(TOP / "docs/howto/buses.md", "{code-block} python")
+def run(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+if platform.machine() == "s390x":
+
+    def test_channel_program() -> None:
+        found = subchannel(testing.devices("virtio-blk-ccw")[1].address)
+        with lent(found, "io_subchannel"):
+            deadline = time.monotonic() + 60
+            while found.ccw_device is None and time.monotonic() < deadline:
+                time.sleep(0.1)  # the kernel asks the device what it is
+            assert found.ccw_device == "0.0.0101"
+            assert run(CHANNEL).splitlines()[1] == "ff383202000000"
+            assert found.driver == "io_subchannel"
+            assert not found.mdevs
+
+    def test_what_the_guest_lives_on_is_not_lent() -> None:
+        with pytest.raises(InUseError, match=r"the share \w+ is mounted at /"), lent(subchannel_of("0.0.ff02")):
+            raise AssertionError("lent")
+        assert subchannel_of("0.0.ff02").driver == "io_subchannel"
+
+else:
+
+    def test_clock() -> None:
+        run(AMBA)

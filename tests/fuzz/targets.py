@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -244,7 +245,7 @@ def message(source: Bytes) -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, other:
         count = source.number(4)
-        fds = b"".join(one.fileno().to_bytes(4, "little") for _ in range(count))
+        fds = b"".join(one.fileno().to_bytes(4, sys.byteorder) for _ in range(count))
         one.sendmsg([source.rest()[:60000]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if count else [])
         fields, files = receive(other)
         parcel = unpack(fields, files)

@@ -205,14 +205,14 @@ def test_arrays_under_load(vfio_device: Find, iommu_mode: str, how: str) -> None
         order = numpy.random.default_rng(9)
         with pci.dma_alloc(64 * 4096) as buffer, namespace.pieces(buffer, 8) as pieces:
             blocks = buffer.array("<u8", (64, 512))
-            every = numpy.arange(64, dtype="<u8")
+            every = numpy.arange(64, dtype="u8")
             lbas = every * 8
             pieces.write(every, lbas)
             blocks[:] = lbas[:, None]
             assert not (pieces.run(every, queue=queue)["status"] >> 1).any()
             pieces.read(every, lbas)
             queue.submit_rows(pieces.table, every, keep=pieces)
-            rows = numpy.zeros(64, "<u8")
+            rows = numpy.zeros(64, "u8")
             total = 0
             while total < 1500:
                 count = queue.reap(rows, timeout=20)
@@ -231,7 +231,7 @@ def test_a_reset_ends_arrays(vfio_device: Find) -> None:
     with nothing_left(), controller(vfio_device) as (pci, ctrl), pci.dma_alloc(16 * BLOCK) as buffer:
         queue = ctrl.io_queues[0]
         with ctrl.namespaces[0].pieces(buffer) as pieces:
-            rows = numpy.arange(16, dtype="<u8")
+            rows = numpy.arange(16, dtype="u8")
             pieces.read(rows, rows)
             with slow_disk():
                 queue.submit_rows(pieces.table, rows, keep=pieces)

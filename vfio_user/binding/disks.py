@@ -1,4 +1,4 @@
-"""Which disks hang on a PCI function, and what they are used for."""
+"""Which disks and shared folders hang on a device, and what they are used for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vfio_user.binding import files
 from vfio_user.binding.files import entries, text
 from vfio_user.kernel import sysfs
 
-__all__ = ["disks_below", "disks_in_use"]
+__all__ = ["disks_below", "disks_in_use", "shares_in_use"]
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # how /proc writes a blank
 
 
-def disks_below(function: sysfs.PciFunction) -> tuple[str, ...]:
-    """Give the names of the whole disks that a function serves, in order: ``("nvme0n1",)``."""
-    top = os.path.realpath(function.path) + "/"
+def disks_below(device: sysfs.SysfsDevice) -> tuple[str, ...]:
+    """Give the names of the whole disks that a device serves, in order: ``("nvme0n1",)``."""
+    top = os.path.realpath(device.path) + "/"
     names = {
         path.name
         for path in entries(sysfs.SYSFS / "class/block")
@@ -29,15 +29,25 @@ def disks_below(function: sysfs.PciFunction) -> tuple[str, ...]:
     return tuple(sorted(names | set(_multipath_heads(top))))
 
 
-def disks_in_use(function: sysfs.PciFunction) -> Iterator[str]:
-    """Say what the disks of a function are used for: ``"nvme0n1p2 is mounted at /home"``."""
+def disks_in_use(device: sysfs.SysfsDevice) -> Iterator[str]:
+    """Say what the disks of a device are used for: ``"nvme0n1p2 is mounted at /home"``."""
     mounts = _mounts()
     swaps = _swaps()
-    for disk in disks_below(function):
+    for disk in disks_below(device):
         found = list(_uses(disk, mounts, swaps, set()))
         yield from found
         if not found and _claimed(disk):
             yield f"{disk} is claimed in the kernel (a file system, RAID, ZFS or the like)"
+
+
+def shares_in_use(device: sysfs.SysfsDevice) -> Iterator[str]:
+    """Say where a folder of the host that a device shares by 9p is mounted; its driver waits for that to end."""
+    top, mounts = os.path.realpath(device.path) + "/", _mounts()
+    for path in entries(sysfs.SYSFS / "bus/virtio/devices"):
+        tag = text(path / "mount_tag").rstrip("\0")
+        if tag and os.path.realpath(path).startswith(top):
+            for where in mounts.get(_share(tag), ()):
+                yield f"the share {tag} is mounted at {where}"
 
 
 def _is_disk(path: Path) -> bool:
@@ -86,10 +96,16 @@ def _mounts() -> dict[str, list[str]]:
         where = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields[4])
         # Some file systems (btrfs) have a number of their own; then the source tells.
         source = os.path.basename(os.path.realpath(rest[1])) if rest[1].startswith("/dev/") else ""
+        if rest[0] == "9p":
+            source = _share(rest[1])
         for key in {fields[2], source} - {""}:
             if where not in found[key]:
                 found[key].append(where)
     return found
+
+
+def _share(tag: str) -> str:
+    return f"9p {tag}"
 
 
 def _swaps() -> set[str]:

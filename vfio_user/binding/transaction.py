@@ -141,7 +141,7 @@ def run(order: Order, functions: list[sysfs.PciFunction]) -> tuple[Binding, ...]
             raise
 
 
-def refuse_in_use(function: sysfs.PciFunction, found: Iterable[Use], forced: frozenset[UseKind]) -> None:
+def refuse_in_use(device: sysfs.SysfsDevice, found: Iterable[Use], forced: frozenset[UseKind]) -> None:
     """Refuse a device that is in use in a way that was not named.
 
     Raises:
@@ -151,7 +151,7 @@ def refuse_in_use(function: sysfs.PciFunction, found: Iterable[Use], forced: fro
     if hurt:
         names = " ".join(f"--force-in-use {kind}" for kind in dict.fromkeys(use.kind.value for use in hurt))
         raise InUseError(
-            f"{function.address} (driver {function.driver or 'none'}) is in use: "
+            f"{device.name} (driver {device.driver or 'none'}) is in use: "
             f"{'; '.join(use.what for use in hurt)}. End that first, or insist: {names}",
             [(use.kind.value, use.what) for use in hurt],
         )

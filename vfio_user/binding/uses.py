@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_user.binding import files
-from vfio_user.binding.disks import disks_in_use
+from vfio_user.binding.disks import disks_in_use, shares_in_use
 from vfio_user.binding.files import entries, text
 from vfio_user.binding.state import expected_nodes
 from vfio_user.kernel import sysfs
@@ -28,6 +28,8 @@ class UseKind(enum.Enum):
     """It is a bridge: other devices are reached through it."""
     DISK = "disk"
     """A disk of it is mounted, swap space, or part of something else."""
+    SHARE = "share"
+    """A folder of the host that it shares is mounted."""
     INTERFACE = "interface"
     """A network interface of it is up."""
     DISPLAY = "display"
@@ -50,9 +52,12 @@ class Use:
     """What exactly, in words: ``"eth0 is up and carries the default route"``."""
 
 
-def uses(function: sysfs.PciFunction) -> tuple[Use, ...]:
-    """Give all the ways in which a function is in use, as far as this process may see."""
-    return tuple(_uses(function))
+def uses(device: sysfs.SysfsDevice) -> tuple[Use, ...]:
+    """Give all the ways in which a device is in use, as far as this process may see; of any bus."""
+    found = [*_contents(device)]
+    if isinstance(device, sysfs.PciFunction):
+        found += _of_function(device)
+    return tuple(found)
 
 
 def openers(function: sysfs.PciFunction) -> tuple[tuple[int, str], ...]:
@@ -71,18 +76,25 @@ def openers(function: sysfs.PciFunction) -> tuple[tuple[int, str], ...]:
     return tuple(sorted(found))
 
 
-def _uses(function: sysfs.PciFunction) -> Iterator[Use]:
+def _contents(device: sysfs.SysfsDevice) -> Iterator[Use]:
+    """Look at what the kernel has made of it."""
+    for what in disks_in_use(device):
+        yield Use(UseKind.DISK, what)
+    for what in shares_in_use(device):
+        yield Use(UseKind.SHARE, what)
+    for what in _interfaces(device):
+        yield Use(UseKind.INTERFACE, what)
+    for name in text(sysfs.SYSFS / "class/tty/console/active").split():
+        if _below(sysfs.SYSFS / "class/tty" / name, device):
+            yield Use(UseKind.CONSOLE, f"the kernel's console {name} is on it")
+
+
+def _of_function(function: sysfs.PciFunction) -> Iterator[Use]:
+    """Look at what only PCI has."""
     if function.is_bridge:
         yield Use(UseKind.BRIDGE, "it is a bridge, other devices are reached through it")
-    for what in disks_in_use(function):
-        yield Use(UseKind.DISK, what)
-    for what in _interfaces(function):
-        yield Use(UseKind.INTERFACE, what)
     if text(function.path / "boot_vga") == "1":
         yield Use(UseKind.DISPLAY, "it is the display that the machine booted with")
-    for name in text(sysfs.SYSFS / "class/tty/console/active").split():
-        if _below(sysfs.SYSFS / "class/tty" / name, function):
-            yield Use(UseKind.CONSOLE, f"the kernel's console {name} is on it")
     virtual = text(function.path / "sriov_numvfs")
     if virtual.isdecimal() and int(virtual):
         yield Use(UseKind.VFS, f"{virtual} virtual functions of it are switched on, and would vanish")
@@ -90,10 +102,10 @@ def _uses(function: sysfs.PciFunction) -> Iterator[Use]:
         yield Use(UseKind.OPEN, f"process {pid} ({name}) has it open through VFIO")
 
 
-def _interfaces(function: sysfs.PciFunction) -> Iterator[str]:
+def _interfaces(device: sysfs.SysfsDevice) -> Iterator[str]:
     routed = set(_default_routes())
     for path in entries(sysfs.SYSFS / "class/net"):
-        if not _below(path, function):
+        if not _below(path, device):
             continue
         flags = text(path / "flags")
         if path.name in routed:
@@ -124,5 +136,5 @@ def _has_open(process: Path, nodes: set[str]) -> bool:
     return False
 
 
-def _below(path: Path, function: sysfs.PciFunction) -> bool:
-    return os.path.realpath(path).startswith(os.path.realpath(function.path) + "/")
+def _below(path: Path, device: sysfs.SysfsDevice) -> bool:
+    return os.path.realpath(path).startswith(os.path.realpath(device.path) + "/")

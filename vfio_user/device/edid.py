@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from vfio_user._uapi import ffi
 from vfio_user.device.region import Region
 from vfio_user.errors import ArgumentError, BoundsError, MalformedReplyError
@@ -10,6 +12,7 @@ from vfio_user.kernel.uapi import GfxLinkState
 __all__ = ["EdidRegion"]
 
 _BLOCK = 128
+_WIDTH = 4  # bytes of each of its fields
 _MAGIC = bytes.fromhex("00ffffffffffff00")
 _CTYPE = "struct vfio_region_gfx_edid"
 
@@ -90,11 +93,13 @@ class EdidRegion:
         """Take the monitor away; its description stays."""
         self._write("link_state", GfxLinkState.DOWN)
 
+    # The kernel's structure, not a device's registers: it is in the machine's byte order.
+
     def _read(self, field: str) -> int:
-        return self.region.read32(ffi.offsetof(_CTYPE, field))
+        return int.from_bytes(self.region.pread(ffi.offsetof(_CTYPE, field), _WIDTH), sys.byteorder)
 
     def _write(self, field: str, value: int) -> None:
-        self.region.write32(ffi.offsetof(_CTYPE, field), value)
+        self.region.pwrite(ffi.offsetof(_CTYPE, field), value.to_bytes(_WIDTH, sys.byteorder))
 
     def __repr__(self) -> str:
         return f"<EdidRegion of {self.region.vdev.name}>"

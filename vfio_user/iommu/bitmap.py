@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Iterator
 
 from vfio_user._uapi import ffi
@@ -17,7 +19,7 @@ _LARGEST = 1 << 31  # bytes of bitmap; VFIO_IOMMU_DIRTY_PAGES takes less
 class DirtyBitmap:
     """Which pages of a range of IOVAs were written to.
 
-    A bit for each page, least significant first, in words of 64 bits.
+    A bit for each page, least significant first, in words of 64 bits of the machine's byte order.
 
     Lifetime:
         Owns its memory; nothing to close.
@@ -81,11 +83,11 @@ class DirtyBitmap:
         if (other.iova, other.size, other.page_size) != (self.iova, self.size, self.page_size):
             raise ArgumentError(f"{other!r} is not of the same pages as {self!r}")
         both = self._number() | other._number()
-        ffi.buffer(self._words)[:] = both.to_bytes(self.num_bytes, "little")
+        ffi.buffer(self._words)[:] = _little_endian(both.to_bytes(self.num_bytes, "little"))
 
     def _number(self) -> int:
         # Bits behind the last page mean nothing, whatever the kernel left there.
-        return int.from_bytes(bytes(self), "little") & ((1 << self.num_pages) - 1)
+        return int.from_bytes(_little_endian(bytes(self)), "little") & ((1 << self.num_pages) - 1)
 
     @property
     def count(self) -> int:
@@ -120,3 +122,12 @@ class DirtyBitmap:
     def __repr__(self) -> str:
         last = self.iova + self.size - 1
         return f"<DirtyBitmap {self.iova:#x}..{last:#x} {self.count} of {self.num_pages} pages>"
+
+
+def _little_endian(words: bytes) -> bytes:
+    """Make little-endian words of the machine's, which is its own opposite."""
+    if sys.byteorder == "little":
+        return words
+    swapped = array("Q", words)
+    swapped.byteswap()
+    return swapped.tobytes()

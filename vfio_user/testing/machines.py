@@ -193,7 +193,7 @@ _S390X = Machine(
     cpu="max",
     options=("-chardev", "file,id=console,path={console}", "-device", "sclpconsole,chardev=console"),
     kernel="console=ttysclp0",
-    share="virtio-9p-ccw,devno=fe.0.{number:04x}",
+    share="virtio-9p-ccw,devno=fe.0.ff{number:02x}",  # out of the way of whoever takes a disk
     iommus={"zpci": Iommu()},
     kernels=("feature",),
     linux="s390",

@@ -1,12 +1,13 @@
 """Root file systems for guests of other architectures, and this package's extension for them.
 
-A root holds Python, pytest and what they need: packages of one suite, unpacked, not configured. Its Python files are
-compiled here, by the same Python built for this machine: emulated, that would take minutes. The extension is built by
-the distribution's cross compiler from this checkout's sources.
+A root holds Python, pytest, numpy and what they need: packages of one suite, unpacked, not configured. Its Python files
+are compiled here, by the same Python built for this machine: emulated, that would take minutes. The extension is built
+by the distribution's cross compiler from this checkout's sources.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import subprocess
@@ -37,8 +38,13 @@ ENVIRONMENT = {
 
 #: Part of a root's key: what is done with the packages.
 _VERSION = "1"
-_PACKAGES = ("python3", "python3-cffi-backend", "python3-pytest", "python3-pytest-timeout", "python3-hypothesis")
+_PACKAGES = (
+    *("python3", "python3-cffi-backend", "python3-numpy"),
+    *("python3-pytest", "python3-pytest-timeout", "python3-hypothesis"),
+)
 _UNUSED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/zoneinfo")
+#: Libraries that there are several of to choose from: the packages' scripts would do it.
+_CHOICES = ("blas/libblas.so.3", "lapack/liblapack.so.3")
 _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib"}
 _FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp")
 _DEADLINE = 600.0
@@ -62,6 +68,10 @@ def _make_root(machine: Machine, place: Path) -> None:
     suite = _unpack(_PACKAGES, machine.debian, place, SUITES)
     for name in _UNUSED:
         shutil.rmtree(place / name, ignore_errors=True)
+    for folder in (place / "usr/lib").glob("python3*/dist-packages/numpy/**/tests"):
+        shutil.rmtree(folder)
+    for library in (each for name in _CHOICES for each in (place / "usr/lib").glob(f"*/{name}")):
+        (library.parent.parent / library.name).symlink_to(f"{library.parent.name}/{library.name}")
     _compile_python(place, suite)
 
 
@@ -103,6 +113,8 @@ def _compile_python(place: Path, suite: str) -> None:
 def extension(machine: Machine, package: Path) -> Path:
     """Return a folder with the package's extension modules for `machine`, from the cache or built now.
 
+    Beside them is what the package needs and no suite has, as it is installed here.
+
     Args:
         machine: what they must run on.
         package: the package's folder in a checkout: the sources are beside it, in ``_cdefs``.
@@ -118,7 +130,7 @@ def extension(machine: Machine, package: Path) -> Path:
         )
     files = sorted(path for path in sources.rglob("*.[chp]*") if "build" not in path.relative_to(sources).parts)
     key = cache.digest(
-        *SUITES, *_METADATA.values(), *(part for path in files for part in (str(path), path.read_bytes()))
+        *SUITES, *_METADATA.values(), _BESIDE, *(part for path in files for part in (str(path), path.read_bytes()))
     )
     return cache.entry("extension", f"{machine.debian}-{key}", lambda place: _build_extension(machine, sources, place))
 
@@ -131,6 +143,8 @@ def _build_extension(machine: Machine, sources: Path, place: Path) -> None:
     for name, text in _METADATA.items():
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(text)
+    (beside,) = importlib.import_module(_BESIDE).__path__
+    shutil.copytree(beside, place / _BESIDE, ignore=shutil.ignore_patterns("__pycache__"))
     with tempfile.TemporaryDirectory(prefix=".extension.", dir=cache.root()) as scratch:
         headers = Path(scratch) / "headers"
         headers.mkdir()
@@ -153,6 +167,8 @@ def _build_extension(machine: Machine, sources: Path, place: Path) -> None:
             _run([compiler, *flags, f"-I{folder}", "-o", str(place / f"{name}.abi3.so"), *files])
 
 
+#: What the package needs and no suite has.
+_BESIDE = "ioctl_opt"
 #: As pip would have written it.
 _METADATA = {
     "vfio_user-0.dist-info/METADATA": "Metadata-Version: 2.1\nName: vfio_user\nVersion: 0\n",

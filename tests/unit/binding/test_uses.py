@@ -129,7 +129,7 @@ def test_display_console_and_bridge(bus: FakeBus) -> None:
     folder = bus.root / f"bus/pci/devices/{DEVICE}/tty/ttyS4"
     folder.mkdir(parents=True)
     (bus.root / "class/tty/ttyS4").symlink_to(folder)
-    assert [kind for kind, _ in found()] == [UseKind.DISPLAY, UseKind.CONSOLE]
+    assert [kind for kind, _ in found()] == [UseKind.CONSOLE, UseKind.DISPLAY]
     assert [kind for kind, _ in found("0000:00:1c.0")] == [UseKind.BRIDGE]
 
 

@@ -16,9 +16,9 @@ from tests.unit.fake_kernel import FakeKernel
 from tests.unit.fake_sysfs import FakeSysfs
 from vfio_user import AmbaDevice, CdxDevice, FslMcDevice, PlatformDevice, container_of
 from vfio_user._uapi import ffi, lib
-from vfio_user.binding import lent
+from vfio_user.binding import files, lent
 from vfio_user.cdx import CdxNode
-from vfio_user.errors import ArgumentError, BindError, BoundsError, UnsupportedError
+from vfio_user.errors import ArgumentError, BindError, BoundsError, InUseError, UnsupportedError
 from vfio_user.fsl_mc import FslMcNode
 from vfio_user.kernel import writes
 from vfio_user.kernel.ioctl import requests
@@ -186,15 +186,14 @@ class Bus:
 
     def write(self, path: Path, text: str, deadline: float) -> None:
         self.log.append(f"{path.name} {text.strip()}")
-        link = self.tree.root / "bus/amba/devices/9010000.pl031/driver"
         if path.name == "driver_override":
             path.write_text(text)
         elif path.name == "unbind":
-            link.unlink()
+            path.parent.unlink()
         elif path.name == "bind":
             if self.refusal and "vfio" in path.parent.name:
                 raise vfio_user.errors.VfioOSError(self.refusal, "write")
-            link.symlink_to(path.parent)
+            (path.parents[2] / "devices" / text / "driver").symlink_to(path.parent)
 
 
 def test_a_device_is_lent_and_given_back(tree: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +206,35 @@ def test_a_device_is_lent_and_given_back(tree: FakeSysfs, monkeypatch: pytest.Mo
         assert node.driver == "vfio-amba"
     assert AmbaNode("9010000.pl031").driver == "rtc-pl031"
     assert bus.log[-1] == "driver_override "
+
+
+def test_a_device_in_use_is_not_lent(tree: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver of a share waits until it is not mounted any more: taking it away would hang."""
+    share = add(tree, "platform", "a003e00.virtio_mmio", "virtio-mmio") / "virtio3"
+    share.mkdir()
+    (share / "mount_tag").write_text("folder\0\n")
+    (tree.root / "bus/virtio/devices").mkdir(parents=True)
+    (tree.root / "bus/virtio/devices/virtio3").symlink_to(share)
+    (tree.root / "bus/platform/drivers/vfio-platform").mkdir()
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "30 1 0:23 / /home/me rw - 9p folder rw\n31 1 0:24 / / rw - 9p other rw\n"
+    )
+    monkeypatch.setattr(files, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(writes, "write", Bus(tree).write)
+    node = PlatformNode("a003e00.virtio_mmio")
+    with (
+        pytest.raises(InUseError, match=r"in use: the share folder is mounted at /home/me.*--force-in-use share"),
+        lent(node),
+    ):
+        raise AssertionError("lent")
+    assert node.driver == "virtio-mmio"
+    with lent(node, force_in_use=["share"]):
+        assert node.driver == "vfio-platform"
+    assert node.driver == "virtio-mmio"
+    (tmp_path / "proc/self/mountinfo").write_text("")
+    with lent(node):
+        assert node.driver == "vfio-platform"
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from vfio_user.iommu.bitmap import DirtyBitmap
 
 
 def filled(iova: int, pages: int, page_size: int, dirty: set[int], *, junk: bool = False) -> DirtyBitmap:
+    """Fill a bitmap as a kernel does: by words of the machine's byte order."""
     bitmap = DirtyBitmap(iova, pages * page_size, page_size)
-    number = sum(1 << page for page in dirty)
-    if junk:
-        number |= ((1 << 8 * bitmap.num_bytes) - 1) >> pages << pages  # what a kernel leaves behind the last page
-    ffi.buffer(bitmap._words)[:] = number.to_bytes(bitmap.num_bytes, "little")
+    words = ffi.cast("uint64_t *", bitmap.address)
+    left = range(pages, 8 * bitmap.num_bytes) if junk else ()  # what a kernel leaves behind the last page
+    for page in (*dirty, *left):
+        words[page // 64] |= 1 << page % 64
     return bitmap
 
 
@@ -35,6 +36,15 @@ def test_agrees_with_a_set(data: st.DataObject, pages: int, page_size: int, junk
     assert sum(each.size for each in ranges) == len(dirty) * page_size
     for first, second in pairwise(ranges):
         assert first.last + 1 < second.first, "ascending, and as few as can be"
+
+
+@given(st.data(), st.integers(1, 300))
+def test_merged_it_has_the_pages_of_both(data: st.DataObject, pages: int) -> None:
+    one, other = (data.draw(st.sets(st.integers(0, pages - 1))) for _ in range(2))
+    bitmap = filled(0, pages, 4096, one)
+    bitmap.merge(filled(0, pages, 4096, other, junk=True))
+    assert list(bitmap) == [page * 4096 for page in sorted(one | other)]
+    assert all((page * 4096 in bitmap) is (page in one | other) for page in range(pages))
 
 
 def test_pages_outside_are_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -315,7 +316,7 @@ def test_feature_set_structure_bytes_and_nothing(kernel: Install) -> None:
     feature_set(FD, lib.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, entry, wakeup_eventfd=7)
     feature_set(FD, lib.VFIO_DEVICE_FEATURE_PCI_VF_TOKEN, payload=b"0123456789abcdef")
     feature_set(FD, lib.VFIO_DEVICE_FEATURE_LOW_POWER_EXIT)
-    assert seen == [b"\x07\0\0\0\0\0\0\0", b"0123456789abcdef", b""]
+    assert seen == [(7).to_bytes(4, sys.byteorder) + bytes(4), b"0123456789abcdef", b""]
 
 
 def test_feature_set_takes_one_kind_of_data() -> None:

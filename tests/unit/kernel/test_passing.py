@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -87,7 +88,7 @@ def test_peer_that_says_nothing_or_reads_nothing(pair: Pair) -> None:
 
 @pytest.mark.parametrize("data", [b"[]", b"7", b"{", b"\xff", b"[" * 60000, b"{}" + b" " * MAX_MESSAGE])
 def test_what_is_no_message(pair: Pair, data: bytes) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pair[0].fileno().to_bytes(4, "little"))]
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pair[0].fileno().to_bytes(4, sys.byteorder))]
     pair[0].sendmsg([data], rights)
     with pytest.raises(MalformedReplyError, match="message"):
         receive(pair[1])
@@ -99,7 +100,7 @@ def test_any_bytes_are_read_or_refused(pair: Pair, data: bytes, count: int) -> N
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = open_files()
     with one, other:
-        fds = b"".join(one.fileno().to_bytes(4, "little") for _ in range(count))
+        fds = b"".join(one.fileno().to_bytes(4, sys.byteorder) for _ in range(count))
         one.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if count else [])
         try:
             message, files = receive(other)

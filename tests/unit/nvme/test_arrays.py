@@ -56,12 +56,12 @@ def setting(device: Device, request: pytest.FixtureRequest) -> Iterator[Setting]
 
 
 def rows(*values: int) -> Array:
-    return numpy.array(values, "<u8")
+    return numpy.array(values, "u8")
 
 
 def reap_all(queue: QueuePair, count: int) -> tuple[list[int], list[int]]:
     """Give numbers and statuses of ``count`` commands."""
-    numbers, completions = numpy.zeros(count, "<u8"), numpy.zeros(count, completion_dtype())
+    numbers, completions = numpy.zeros(count, "u8"), numpy.zeros(count, completion_dtype())
     found: list[int] = []
     statuses: list[int] = []
     while len(found) < count:
@@ -81,7 +81,7 @@ def test_random_reads_keep_the_queue_full(setting: Setting) -> None:
         ready = rows(*range(15))
         pieces.read(ready, wanted)
         queue.submit_rows(pieces.table, ready, keep=pieces)
-        total, number = 0, numpy.zeros(15, "<u8")
+        total, number = 0, numpy.zeros(15, "u8")
         while total < 1500:
             model.release(shuffle)
             count = queue.reap(number, timeout=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -236,6 +237,17 @@ def test_every_test_that_needs_a_guest_is_in_a_lane(folder: str) -> None:
     files = sorted(str(path.relative_to(TOP)) for path in (TOP / "tests" / folder).rglob("test_*.py"))
     assert files
     assert [each for each in files if not any(runs(lane, each) for lane in LANES)] == []
+
+
+def test_what_is_bytes_runs_on_the_machine_with_the_other_byte_order() -> None:
+    """A unit test that packs, unpacks or casts is in the lane of s390x, or is named as one that need not be."""
+    handles = re.compile(r"\bstruct\.\w|\b(from|to)_bytes\(|\.cast\(\"[BbHhIiQq]\"|ffi\.(cast|buffer|memmove)\(")
+    files = sorted((TOP / "tests/unit").rglob("test_*.py"))
+    found = {str(path.relative_to(TOP)) for path in files if handles.search(path.read_text())}
+    (lane,) = (lane for lane in LANES if lane.name == "s390x")
+    there = {each for each in found if any(each == word or each.startswith(f"{word}/") for word in lane.tests)}
+    assert len(there) > 20
+    assert sorted(found - there) == sorted(lanes.NOT_ON_WIRE)
 
 
 def test_what_lanes_are_given_is_there() -> None:

@@ -69,7 +69,7 @@ class Pieces:
     ::
 
         with namespace.pieces(buffer, num_blocks=8) as pieces:
-            rows = numpy.arange(len(pieces), dtype="<u8")
+            rows = numpy.arange(len(pieces), dtype="u8")
             pieces.read(rows, lbas)
             queue.submit_rows(pieces.table, rows, keep=pieces)
             count = queue.reap(rows, timeout=1)     # the rows that are done, in any order
@@ -190,11 +190,11 @@ class Pieces:
         """
         import numpy
 
-        wanted = numpy.ascontiguousarray(rows, "<u8")
+        wanted = numpy.ascontiguousarray(rows, "u8")
         if len(numpy.unique(wanted)) != len(wanted) or (wanted >= len(self)).any():
             raise BoundsError(f"rows are different, and below {len(self)}")
         outcomes = numpy.zeros(len(self), completion_dtype())
-        numbers, completions = numpy.zeros(len(wanted), "<u8"), numpy.zeros(len(wanted), completion_dtype())
+        numbers, completions = numpy.zeros(len(wanted), "u8"), numpy.zeros(len(wanted), completion_dtype())
         sent = done = 0
         wait = queue.timeout if timeout is None else timeout
         try:

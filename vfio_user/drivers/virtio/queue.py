@@ -7,13 +7,13 @@ that every transport and every driver can use it.
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 from vfio_user.drivers.virtio.errors import VirtioQueueFullError, VirtioRingError
 from vfio_user.drivers.virtio.layout import DESCRIPTOR_SIZE, DescriptorFlag, QueueLayout
-from vfio_user.errors import AlignmentError, ArgumentError, BoundsError, UnsupportedError
+from vfio_user.drivers.virtio.words import little_endian
+from vfio_user.errors import AlignmentError, ArgumentError, BoundsError
 from vfio_user.iommu.buffer import DmaSlice
 from vfio_user.memory import fence
 
@@ -74,10 +74,7 @@ class SplitQueue(Generic[T]):
 
         Raises:
             BoundsError, AlignmentError: the size, or the memory, can't be.
-            UnsupportedError: this machine is big-endian, and the rings are not.
         """
-        if sys.byteorder != "little":
-            raise UnsupportedError("virtqueues are little-endian, and this machine is not")
         layout = QueueLayout(size, table_entries)
         if memory.size < layout.num_bytes:
             raise BoundsError(f"{name}: {memory.size} bytes of memory; {layout.num_bytes} are needed")
@@ -99,10 +96,10 @@ class SplitQueue(Generic[T]):
         self._tables_iova = memory.iova + layout.tables
         view = self._memory = memory.view[: layout.num_bytes]
         self._descriptors = view[: layout.available]
-        # Casts, so that an index is one load or store of 16 bits.
-        self._available = view[layout.available : layout.available + 6 + 2 * size].cast("H")
-        self._used = view[layout.used : layout.used + 6 + 8 * size].cast("H")
-        self._elements = view[layout.used + 4 : layout.used + 4 + 8 * size].cast("I")
+        # As words, so that an index is one load or store of 16 bits.
+        self._available = little_endian(view[layout.available : layout.available + 6 + 2 * size], "H")
+        self._used = little_endian(view[layout.used : layout.used + 6 + 8 * size], "H")
+        self._elements = little_endian(view[layout.used + 4 : layout.used + 4 + 8 * size], "I")
         self._tables = view[layout.tables :]
         self.reset()
 
