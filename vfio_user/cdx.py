@@ -14,9 +14,7 @@ from vfio_user.device.base import VfioDevice
 from vfio_user.device.bus import BusDevice
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
-from vfio_user.iommu import AddressSpace
 from vfio_user.kernel.busnode import BusNode
-from vfio_user.kernel.fd import OwnedFd
 
 __all__ = ["CDX_OPS", "CdxDevice", "CdxNode"]
 
@@ -57,7 +55,7 @@ class CdxNode(BusNode):
             return None
 
 
-class CdxDevice(BusDevice):
+class CdxDevice(BusDevice[CdxNode]):
     """A CDX device opened through VFIO; `vfio_user.open_cdx` makes one.
 
     It has no configuration space: bus mastering is a feature of VFIO. Interrupt 0 is MSI, with one vector or more.
@@ -70,14 +68,6 @@ class CdxDevice(BusDevice):
 
     vdev = Embedded["CdxDevice", VfioDevice]()
     """The bus-neutral device; ``container_of(vdev, CdxDevice.vdev)`` leads back."""
-
-    def __init__(
-        self, node: CdxNode, fd: OwnedFd, space: AddressSpace, *, ops: DeviceOps = CDX_OPS, owns_space: bool = False
-    ) -> None:
-        """Take over an open device; `vfio_user.open_cdx` is the usual way. Arguments as `BusDevice`."""
-        self.node = node
-        """The device in sysfs."""
-        super().__init__(node.name, fd, space, ops, owns_space)
 
     def set_master(self, enable: bool) -> None:
         """Let the device start transactions, or stop it: ``VFIO_DEVICE_FEATURE_BUS_MASTER``.

@@ -14,9 +14,7 @@ from vfio_user.device.base import VfioDevice
 from vfio_user.device.bus import BusDevice
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
-from vfio_user.iommu import AddressSpace
 from vfio_user.kernel.busnode import BusNode
-from vfio_user.kernel.fd import OwnedFd
 
 __all__ = ["FSL_MC_OPS", "FslMcDevice", "FslMcNode"]
 
@@ -41,7 +39,7 @@ class FslMcNode(BusNode):
         return self.identity.partition(".")[0]
 
 
-class FslMcDevice(BusDevice):
+class FslMcDevice(BusDevice[FslMcNode]):
     """An fsl-mc object opened through VFIO; `vfio_user.open_fsl_mc` makes one.
 
     Region 0 of a container is its command portal: commands are written there, and their answers read. Each interrupt is
@@ -55,17 +53,3 @@ class FslMcDevice(BusDevice):
 
     vdev = Embedded["FslMcDevice", VfioDevice]()
     """The bus-neutral device; ``container_of(vdev, FslMcDevice.vdev)`` leads back."""
-
-    def __init__(
-        self,
-        node: FslMcNode,
-        fd: OwnedFd,
-        space: AddressSpace,
-        *,
-        ops: DeviceOps = FSL_MC_OPS,
-        owns_space: bool = False,
-    ) -> None:
-        """Take over an open device; `vfio_user.open_fsl_mc` is the usual way. Arguments as `BusDevice`."""
-        self.node = node
-        """The object in sysfs."""
-        super().__init__(node.name, fd, space, ops, owns_space)

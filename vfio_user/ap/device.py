@@ -10,8 +10,6 @@ from vfio_user.device.base import VfioDevice
 from vfio_user.device.bus import BusDevice
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
-from vfio_user.iommu import AddressSpace
-from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.uapi import ApIrq
 
 __all__ = ["AP_OPS", "ApDevice"]
@@ -25,7 +23,7 @@ AP_OPS: DeviceOps = dataclasses.replace(CORE_OPS, name="vfio-ap", irq_label=_irq
 """The ops table of AP matrices; a variant driver replaces single entries of it."""
 
 
-class ApDevice(BusDevice):
+class ApDevice(BusDevice[ApMdev]):
     """A part of the AP matrix opened through VFIO; `vfio_user.open_ap` makes one.
 
     The queues themselves are used by the guest of a virtual machine, with its processor's AP instructions, not through
@@ -40,11 +38,3 @@ class ApDevice(BusDevice):
 
     vdev = Embedded["ApDevice", VfioDevice]()
     """The bus-neutral device; ``container_of(vdev, ApDevice.vdev)`` leads back."""
-
-    def __init__(
-        self, mdev: ApMdev, fd: OwnedFd, space: AddressSpace, *, ops: DeviceOps = AP_OPS, owns_space: bool = False
-    ) -> None:
-        """Take over an open device; `vfio_user.open_ap` is the usual way. Arguments as `BusDevice`."""
-        self.mdev = mdev
-        """The mediated device in sysfs: its queues."""
-        super().__init__(mdev.name, fd, space, ops, owns_space)

@@ -64,7 +64,7 @@ CCW_OPS: DeviceOps = dataclasses.replace(CORE_OPS, name="vfio-ccw", irq_label=_i
 """The ops table of channel devices; a variant driver replaces single entries of it."""
 
 
-class CcwDevice(BusDevice):
+class CcwDevice(BusDevice[Mdev]):
     """A channel device (ccw) opened through VFIO; `vfio_user.open_ccw` makes one.
 
     It has no registers: a channel program in memory says what to do, `start` hands it over, an interrupt says that
@@ -81,16 +81,14 @@ class CcwDevice(BusDevice):
     """The bus-neutral device; ``container_of(vdev, CcwDevice.vdev)`` leads back."""
 
     def __init__(
-        self, mdev: Mdev, fd: OwnedFd, space: AddressSpace, *, ops: DeviceOps = CCW_OPS, owns_space: bool = False
+        self, node: Mdev, fd: OwnedFd, space: AddressSpace, *, ops: DeviceOps = CCW_OPS, owns_space: bool = False
     ) -> None:
         """Take over an open device; `vfio_user.open_ccw` is the usual way. Arguments as `BusDevice`.
 
         Raises:
             UnsupportedError: it has no region to start programs by.
         """
-        self.mdev = mdev
-        """The mediated device in sysfs; its parent is the subchannel."""
-        super().__init__(mdev.name, fd, space, ops, owns_space)
+        super().__init__(node, fd, space, ops=ops, owns_space=owns_space)
         try:
             self._io = self.region(lib.VFIO_CCW_CONFIG_REGION_INDEX)
             self._vector: IrqVector

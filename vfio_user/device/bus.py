@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from vfio_user.device.base import VfioDevice
 from vfio_user.device.irq import IrqIndex
@@ -14,11 +14,15 @@ from vfio_user.errors import UnsupportedError
 from vfio_user.iommu import AddressSpace, DmaBuffer
 from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.mman import Backing
+from vfio_user.kernel.sysfs import SysfsDevice
 
 __all__ = ["BusDevice"]
 
 
-class BusDevice:
+NodeT = TypeVar("NodeT", bound=SysfsDevice)
+
+
+class BusDevice(Generic[NodeT]):
     """What the devices of the smaller buses share; each of them embeds the bus-neutral device as ``vdev``.
 
     Lifetime:
@@ -30,22 +34,26 @@ class BusDevice:
     vdev: VfioDevice
     """The bus-neutral device; a subclass declares it as `Embedded`, so that ``container_of`` leads back."""
 
-    def __init__(self, name: str, fd: OwnedFd, space: AddressSpace, ops: DeviceOps, owns_space: bool = False) -> None:
-        """Take over an open device.
+    def __init__(
+        self, node: NodeT, fd: OwnedFd, space: AddressSpace, *, ops: DeviceOps, owns_space: bool = False
+    ) -> None:
+        """Take over an open device; the function of `vfio_user` that opens one of its kind is the usual way.
 
         Args:
-            name: what its bus calls it.
+            node: the device in sysfs.
             fd: the device's file, from `AddressSpace.attach`; closed on failure too.
             space: what it was attached to.
-            ops: what is done with it.
+            ops: what is done with it: the ops table of its bus, or a variant of that.
             owns_space: close the address space with the device.
         """
+        self.node = node
+        """The device in sysfs."""
         self.address_space = space
         """What it reaches of memory."""
         self._owns_space = owns_space
         self.driver: ResetListener | None = None
         """The driver that drives it, told of resets; `None` while there is none."""
-        self.vdev = VfioDevice(name, ops, fd, space)
+        self.vdev = VfioDevice(node.name, ops, fd, space)
         try:
             self.vdev.register()
         except BaseException:

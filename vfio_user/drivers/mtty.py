@@ -270,7 +270,7 @@ class Mtty(DriverBase):
         config = mdev.pci.config
         if not any(each.matches(config.vendor_id, config.device_id, config.class_code) for each in self.match):
             raise UnsupportedError(
-                f"Mtty does not drive {mdev.name} ({config.vendor_id:04x}:{config.device_id:04x}), a {mdev.mdev.type}"
+                f"Mtty does not drive {mdev.name} ({config.vendor_id:04x}:{config.device_id:04x}), a {mdev.node.type}"
             )
         super().__init__(mdev)
         self.mdev = mdev

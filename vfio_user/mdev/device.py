@@ -14,8 +14,6 @@ from vfio_user.device.display import query_plane
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.errors import MalformedReplyError, UnsupportedError, VfioIoctlError
-from vfio_user.iommu import AddressSpace
-from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.ioctl import ioctl, requests
 from vfio_user.kernel.uapi import DeviceFlags, GfxPlaneType
 from vfio_user.mdev.pci import PciFace
@@ -59,7 +57,7 @@ MDEV_OPS: DeviceOps = dataclasses.replace(
 """The ops table of mediated devices; a variant driver replaces single entries of it."""
 
 
-class MdevDevice(BusDevice):
+class MdevDevice(BusDevice[Mdev]):
     """A mediated device opened through VFIO; `vfio_user.open_mdev` makes one.
 
     What it looks like is up to the driver that made it: a PCI function mostly, whose parts `pci` names.
@@ -74,32 +72,10 @@ class MdevDevice(BusDevice):
     vdev = Embedded["MdevDevice", VfioDevice]()
     """The bus-neutral device; ``container_of(vdev, MdevDevice.vdev)`` leads back."""
 
-    def __init__(
-        self,
-        mdev: Mdev,
-        fd: OwnedFd,
-        space: AddressSpace,
-        *,
-        ops: DeviceOps = MDEV_OPS,
-        owns_space: bool = False,
-    ) -> None:
-        """Take over an open device; `vfio_user.open_mdev` is the usual way.
-
-        Args:
-            mdev: the instance in sysfs.
-            fd: the device's file, from `AddressSpace.attach`; closed on failure too.
-            space: what it was attached to.
-            ops: what is done with it; `MDEV_OPS` or a variant of it.
-            owns_space: close the address space with the device.
-        """
-        self.mdev = mdev
-        """The instance in sysfs: its parent, its type."""
-        super().__init__(mdev.name, fd, space, ops, owns_space)
-
     @property
     def uuid(self) -> UUID:
         """Its UUID."""
-        return self.mdev.uuid
+        return self.node.uuid
 
     @cached_property
     def pci(self) -> PciFace:
@@ -109,5 +85,5 @@ class MdevDevice(BusDevice):
             UnsupportedError: it looks like something else.
         """
         if not self.vdev.info.flags & DeviceFlags.PCI:
-            raise UnsupportedError(f"{self.name} does not look like a PCI function, but like {self.mdev.device_api}")
+            raise UnsupportedError(f"{self.name} does not look like a PCI function, but like {self.node.device_api}")
         return PciFace(self.vdev)

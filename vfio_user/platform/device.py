@@ -9,8 +9,6 @@ from vfio_user.device.bus import BusDevice
 from vfio_user.device.embed import Embedded
 from vfio_user.device.ops import CORE_OPS, DeviceOps
 from vfio_user.errors import UnsupportedError
-from vfio_user.iommu import AddressSpace
-from vfio_user.kernel.fd import OwnedFd
 from vfio_user.kernel.uapi import DeviceFlags
 from vfio_user.platform.sysfs import AmbaNode, PlatformNode
 
@@ -32,7 +30,7 @@ AMBA_OPS: DeviceOps = dataclasses.replace(PLATFORM_OPS, name="vfio-amba")
 """The ops table of AMBA devices; a variant driver replaces single entries of it."""
 
 
-class PlatformDevice(BusDevice):
+class PlatformDevice(BusDevice[PlatformNode]):
     """A platform device opened through VFIO; `vfio_user.open_platform` makes one.
 
     Regions and interrupts are in the order of the firmware's description.
@@ -46,22 +44,8 @@ class PlatformDevice(BusDevice):
     vdev = Embedded["PlatformDevice", VfioDevice]()
     """The bus-neutral device; ``container_of(vdev, PlatformDevice.vdev)`` leads back."""
 
-    def __init__(
-        self,
-        node: PlatformNode,
-        fd: OwnedFd,
-        space: AddressSpace,
-        *,
-        ops: DeviceOps = PLATFORM_OPS,
-        owns_space: bool = False,
-    ) -> None:
-        """Take over an open device; `vfio_user.open_platform` is the usual way. Arguments as `BusDevice`."""
-        self.node = node
-        """The device in sysfs."""
-        super().__init__(node.name, fd, space, ops, owns_space)
 
-
-class AmbaDevice(BusDevice):
+class AmbaDevice(BusDevice[AmbaNode]):
     """An AMBA device opened through VFIO; `vfio_user.open_amba` makes one.
 
     Regions and interrupts are in the order of the firmware's description.
@@ -74,11 +58,3 @@ class AmbaDevice(BusDevice):
 
     vdev = Embedded["AmbaDevice", VfioDevice]()
     """The bus-neutral device; ``container_of(vdev, AmbaDevice.vdev)`` leads back."""
-
-    def __init__(
-        self, node: AmbaNode, fd: OwnedFd, space: AddressSpace, *, ops: DeviceOps = AMBA_OPS, owns_space: bool = False
-    ) -> None:
-        """Take over an open device; `vfio_user.open_amba` is the usual way. Arguments as `BusDevice`."""
-        self.node = node
-        """The device in sysfs."""
-        super().__init__(node.name, fd, space, ops, owns_space)

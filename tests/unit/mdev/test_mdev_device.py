@@ -48,7 +48,7 @@ class Listener:
 def test_open_and_close(instance: FakeDevice) -> None:
     with nothing_left():
         with vfio_user.open_mdev(FIRST, mode="type1v2") as device:
-            assert (device.name, device.mdev, device.uuid) == (FIRST, mdev(FIRST), mdev(FIRST).uuid)
+            assert (device.name, device.node, device.uuid) == (FIRST, mdev(FIRST), mdev(FIRST).uuid)
             assert open_devices() == (device.vdev,)
             assert container_of(device.vdev, MdevDevice.vdev) is device
             with pytest.raises(TypeError, match=r"embedded as MdevDevice\.vdev, not as PciDevice\.vdev"):
