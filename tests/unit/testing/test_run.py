@@ -196,7 +196,7 @@ def test_a_foreign_guest_sees_a_root_of_its_own(
     run(Guest(arch="s390x", accel="auto"), ["python3"], output=output, cwd=tmp_path)
     line = (output / "guest/line").read_text()
     assert f"local,id=host,path={tmp_path}/root,security_model=none,readonly=on" in line
-    assert "virtio-9p-ccw,devno=fe.0.0002,fsdev=host" in line
+    assert "virtio-9p-ccw,devno=fe.0.ff02,fsdev=host" in line
     assert "-accel tcg,thread=single" in line
     shares = dict(row.split() for row in (output / "guest/shares").read_text().splitlines())
     assert shares == {"work": str(tmp_path), "package": roots.PACKAGE, "extension": roots.EXTENSION}
