@@ -105,6 +105,7 @@ def unpack(package: Package, place: Path) -> None:
     """
     state = _AptState(package.suite, package.architecture)
     with state.scratch() as scratch:
+        _log.info("fetching %s %s", package.name, package.version)
         # The suite may have moved on since the lists were fetched; the same version may still be there.
         state.run_fresh("apt-get", "download", f"{package.name}={package.version}", cwd=scratch)
         (deb,) = scratch.glob("*.deb")
@@ -130,9 +131,10 @@ def unpack_all(packages: Iterable[str], suite: str, architecture: str, place: Pa
     Raises:
         GuestSetupError: they can't be fetched or unpacked.
     """
-    state = _AptState(suite, architecture)
+    state, wanted = _AptState(suite, architecture), tuple(packages)
     with state.scratch() as scratch:
-        state.run_fresh("apt-get", "download", *packages, cwd=scratch)
+        _log.info("fetching %d packages of %s for %s", len(wanted), suite, architecture)
+        state.run_fresh("apt-get", "download", *wanted, cwd=scratch)
         for deb in sorted(scratch.glob("*.deb")):
             _command(["dpkg-deb", "--extract", str(deb), str(place)])
 
@@ -157,6 +159,7 @@ class _AptState:
             if self._is_younger(max(age, time.time() - began)):  # another process did it while we waited
                 return
             self._configure()
+            _log.info("fetching the package lists of %s", self.place.name)
             try:
                 self.run("apt-get", "update", "--allow-releaseinfo-change", "--error-on=any")
             except GuestSetupError as error:

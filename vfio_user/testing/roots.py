@@ -95,6 +95,7 @@ def _unpack(names: Sequence[str], architecture: str, place: Path, suites: Sequen
 
 def _compile_python(place: Path, suite: str) -> None:
     """Write the compiled form of the root's Python files: it is the same on all architectures."""
+    _log.info("compiling the Python files of the root")
     with tempfile.TemporaryDirectory(prefix=".python.", dir=cache.root()) as scratch:
         native = Path(scratch)
         architecture = _run(["dpkg", "--print-architecture"]).strip()

@@ -53,6 +53,24 @@ def test_no_suite_at_all_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not any(place.iterdir())
 
 
+def test_a_root_has_what_the_scripts_of_packages_would_have_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unpack_all(packages: tuple[str, ...], suite: str, architecture: str, place: Path) -> None:
+        for name in ("s390x-linux-gnu/blas/libblas.so.3", "python3/dist-packages/numpy/lib/tests/test_io.py"):
+            (place / "usr/lib" / name).parent.mkdir(parents=True)
+            (place / "usr/lib" / name).write_text(name)
+
+    monkeypatch.setattr(debian, "needed", lambda names, suite, architecture: tuple(names))
+    monkeypatch.setattr(debian, "unpack_all", unpack_all)
+    monkeypatch.setattr(roots, "_compile_python", lambda place, suite: None)
+    place = tmp_path / "root"
+    place.mkdir()
+    roots._make_root(machines.named("s390x"), place)
+    assert (place / "lib/s390x-linux-gnu/libblas.so.3").read_text() == "s390x-linux-gnu/blas/libblas.so.3"
+    assert not (place / "usr/lib/python3/dist-packages/numpy/lib/tests").exists()
+
+
 def test_a_package_without_its_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GuestSetupError, match=r"not a checkout.*_cdefs"):
         roots.extension(ARM64, tmp_path / "site-packages/vfio_user")
