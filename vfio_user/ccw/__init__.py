@@ -2,7 +2,7 @@
 
 ::
 
-    channel = subchannel_of("0.0.0005")
+    channel = subchannel_of("0.0.0101")
     with lent(channel):
         instance = channel.create()
         with vfio_user.open_ccw(instance) as ccw:
