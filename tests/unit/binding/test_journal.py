@@ -202,4 +202,13 @@ def test_files_that_are_not_records_are_left_alone(bus: FakeBus) -> None:
 
 
 def test_kinds_of_use_have_names() -> None:
-    assert {kind.value for kind in UseKind} == {"bridge", "disk", "share", "interface", "display", "console", "vfs", "open"}
+    assert {kind.value for kind in UseKind} == {
+        "bridge",
+        "disk",
+        "share",
+        "interface",
+        "display",
+        "console",
+        "vfs",
+        "open",
+    }
