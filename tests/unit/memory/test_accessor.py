@@ -251,7 +251,7 @@ def shared() -> Iterator[Bar]:
     bar.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(offset=st.integers(-(2**70), 2**70), value=st.integers(-(2**70), 2**70), bits=st.sampled_from(WIDTHS))
 def test_an_access_is_right_or_refused(shared: Bar, offset: int, value: int, bits: int) -> None:
     size = bits // 8
@@ -264,7 +264,7 @@ def test_an_access_is_right_or_refused(shared: Bar, offset: int, value: int, bit
         writer(shared.mmio, bits)(offset, value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(data=st.data(), bits=st.sampled_from(WIDTHS))
 def test_what_was_written_is_read_by_every_width(shared: Bar, data: st.DataObject, bits: int) -> None:
     value = data.draw(st.integers(0, 2**bits - 1))

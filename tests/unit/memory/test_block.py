@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vfio_user.errors import AlignmentError, ArgumentError, BoundsError, DeadlineError, ZappedError
@@ -210,7 +210,6 @@ def shared() -> Iterator[Bar]:
     bar.close()
 
 
-@settings(max_examples=100, deadline=None)
 @given(data=st.data(), width=st.sampled_from(WIDTHS))
 def test_blocks_like_a_bytearray(shared: Bar, data: st.DataObject, width: int) -> None:
     """Random blocks of random widths leave what slices of a bytearray leave."""

@@ -222,7 +222,7 @@ def steps(draw: st.DrawFn) -> list[Any]:
     return [(f"poll{bits}", each, 0, 0, 0) for each in offsets]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.lists(steps(), max_size=12))
 def test_packing_changes_nothing(shared: Bar, groups: list[list[Any]]) -> None:
     """A program does what its steps do one by one on a bytearray, however they were packed into runs."""
