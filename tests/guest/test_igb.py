@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 import vfio_user
 from tests.guest.leaks import nothing_left
-from tests.guest.net_helpers import PATIENCE, Find, carry, collect
+from tests.guest.net_helpers import PATIENCE, Find, carry, collect, exchange
 from vfio_user import IrqPoller
 from vfio_user.drivers.ethernet import (
     BROADCAST,
@@ -86,6 +87,16 @@ def test_generator_and_receiver_at_once(vfio_device: Find) -> None:
                 each.result()
             for receiver in receivers:
                 assert receiver.result() == list(range(len(sizes)))
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polled"])
+def test_tasks(vfio_device: Find, interrupts: bool) -> None:
+    """Both ways at once in one event loop, which is never held up."""
+    with nothing_left(), two_ports(vfio_device, tx_entries=16, interrupts=interrupts) as (one, other):
+        exchange(one, other, stream_of(one, other, 60), stream_of(other, one, 61))
+        assert one.statistics().reported_sent == 200
+        with pytest.raises(IgbDeadlineError, match="no frame came within"):
+            asyncio.run(other.receive_async(timeout=0.05))
 
 
 def test_frames_from_dma_memory_are_not_copied(vfio_device: Find) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import threading
@@ -89,6 +90,45 @@ def test_several_in_flight(vfio_device: Find, queue_size: int) -> None:
             request.wait()
         assert blk.num_in_flight == 0
         assert buffer.view[: len(pieces) * 4096] == data[: len(pieces) * 4096]
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polled"])
+def test_tasks(vfio_device: Find, interrupts: bool) -> None:
+    with (
+        nothing_left(),
+        disk(vfio_device, interrupts=interrupts) as blk,
+        blk.pci.dma_alloc(4 << 20) as source,
+        blk.pci.dma_alloc(4 << 20) as target,
+    ):
+        source[:] = random.Random(5).randbytes(len(source))
+
+        async def one(number: int) -> None:
+            for turn in range(4):
+                part = target[number * SECTOR : (number + 1) * SECTOR]
+                place = number * 30 + turn
+                await blk.submit_read(part, 4096 + place)
+                assert part.view == source.view[place * SECTOR : (place + 1) * SECTOR]
+
+        async def main() -> None:
+            async with asyncio.timeout(PATIENCE):
+                await blk.write_from_async(source, 4096)
+                await asyncio.gather(*(one(number) for number in range(40)))
+                await blk.read_into_async(target, 4096)
+            assert target.view == source.view
+            with slow(blk.pci):
+                requests = [blk.submit_read(target[:SECTOR], 0) for _ in range(3)]
+                with pytest.raises(VirtioDeadlineError, match="still in flight"):
+                    await blk.read_into_async(target, 0, timeout=0.05)
+            for request in requests:
+                await request
+
+        asyncio.run(main())
+        with pytest.raises(BoundsError):
+            asyncio.run(blk.read_into_async(target, blk.capacity))
+        deadline = time.monotonic() + PATIENCE
+        while blk.num_in_flight:
+            assert time.monotonic() < deadline
+            blk._service.poll()
 
 
 def test_queue_that_is_full(vfio_device: Find) -> None:

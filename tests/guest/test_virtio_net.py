@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import time
@@ -12,7 +13,7 @@ import pytest
 
 import vfio_user
 from tests.guest.leaks import nothing_left
-from tests.guest.net_helpers import PATIENCE, Find, carry, collect
+from tests.guest.net_helpers import PATIENCE, Find, carry, collect, exchange
 from vfio_user.drivers.ethernet import FrameSizeError, LinkDownError, NumberedFrames
 from vfio_user.drivers.igb import Igb
 from vfio_user.drivers.resettable import DriverState
@@ -62,6 +63,16 @@ def test_generator_and_receiver_at_once(vfio_device: Find, queue_size: int) -> N
                 one.send([stream.make(number, sizes[number]) for number in range(first, first + 100)])
             # When the receiver has no buffers for a while, QEMU's hub may let the next frame overtake a waiting one.
             assert sorted(receiver.result()) == list(range(len(sizes)))
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polled"])
+def test_tasks(vfio_device: Find, interrupts: bool) -> None:
+    with nothing_left(), two_ports(vfio_device, queue_size=32, interrupts=interrupts) as (one, other):
+        there, back = NumberedFrames(other.mac, one.mac, stream=62), NumberedFrames(one.mac, other.mac, stream=63)
+        exchange(one, other, there, back)
+        assert (one.num_sent, other.num_sent) == (200, 200)
+        with pytest.raises(VirtioDeadlineError, match="no frame came within"):
+            asyncio.run(other.receive_async(timeout=0.05))
 
 
 def test_with_an_82576(vfio_device: Find) -> None:

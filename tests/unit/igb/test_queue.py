@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import struct
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests.unit.igb.fake_bar import FakeBar
 from tests.unit.threads import start
-from vfio_user import DmaSlice, Iova
+from vfio_user import DmaSlice, Iova, IrqVector
+from vfio_user.drivers import tasks
 from vfio_user.drivers.ethernet import RingFullError
 from vfio_user.drivers.igb import IgbDeadlineError, IgbNotRunningError, IgbQueue, regs
 from vfio_user.drivers.igb.control import IgbRegisters
@@ -21,9 +25,9 @@ ENTRIES = 16
 
 
 class Bench:
-    """A polled pair on memory, and a controller that the test plays."""
+    """A pair on memory, polled or with vectors, and a controller that the test plays."""
 
-    def __init__(self) -> None:
+    def __init__(self, vectors: tuple[IrqVector | None, IrqVector | None] = (None, None)) -> None:
         self.bar = FakeBar()
         self.running = True
         self.rings = [memoryview(bytearray(ENTRIES * 16)) for _ in range(2)]
@@ -31,7 +35,7 @@ class Bench:
         parts = [DmaSlice(view, Iova(0)) for view in self.rings]
         rings = RxRing(parts[0], buffers[0], ENTRIES, 2048), TxRing(parts[1], buffers[1], ENTRIES, 2048)
         registers = IgbRegisters(self.bar, "igb test")  # type: ignore[arg-type]  # all that is used of a region
-        self.queue = IgbQueue(0, registers, rings, (None, None), self._require_running)
+        self.queue = IgbQueue(0, registers, rings, vectors, self._require_running)
         self.queue.start()
 
     def _require_running(self) -> None:
@@ -133,3 +137,99 @@ def test_controller_that_is_gone_is_found_out_while_waiting(bench: Bench) -> Non
     bench.bar.values[regs.STATUS] = regs.ALL_ONES
     with pytest.raises(DeviceGoneError):
         bench.queue.receive(1, 0.5)
+
+
+# -- asyncio
+
+
+@pytest.fixture(params=["interrupts", "polled"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Bench, list[IrqVector]]]:
+    """A pair and its vectors, if it has some."""
+    monkeypatch.setattr(tasks, "LOOK_EVERY", 60.0)  # nobody looks by himself
+    vectors = [IrqVector(n, f"igb test {n}") for n in range(2)] if request.param == "interrupts" else []
+    yield Bench((vectors[0], vectors[1]) if vectors else (None, None)), vectors
+    for vector in vectors:
+        vector._close()
+
+
+def interrupt(vectors: list[IrqVector], number: int) -> None:
+    if vectors:
+        os.eventfd_write(vectors[number].fileno(), 1)
+
+
+def test_tasks_send_and_receive(either: tuple[Bench, list[IrqVector]]) -> None:
+    bench, vectors = either
+    queue = bench.queue
+
+    async def controller() -> None:
+        await asyncio.sleep(0.01)
+        bench.send_all()
+        interrupt(vectors, 1)
+        for slot in range(3):
+            bench.arrive(slot, 60 + slot)
+        interrupt(vectors, 0)
+        await asyncio.sleep(0.01)
+        bench.send_all()
+        interrupt(vectors, 1)
+
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            frames, *_ = await asyncio.gather(
+                queue.receive_async(100, 10.0), queue.send_async([bytes(60)] * 20, 10.0), controller()
+            )
+            assert [len(frame) for frame in frames] == [60, 61, 62]
+            await queue.flush_async(10.0)
+        assert (queue.num_sent, queue.tx.in_flight) == (20, 0)
+
+    asyncio.run(main())
+
+
+def test_tasks_have_deadlines(either: tuple[Bench, list[IrqVector]]) -> None:
+    queue = either[0].queue
+    with pytest.raises(IgbDeadlineError, match=r"no frame came within 0\.02 s"):
+        asyncio.run(queue.receive_async(1, 0.02))
+    with pytest.raises(RingFullError, match="15 of 20 frames were handed over") as caught:
+        asyncio.run(queue.send_async([bytes(60)] * 20, 0.02))
+    assert caught.value.sent == 15
+    with pytest.raises(IgbDeadlineError, match="15 frames are not sent"):
+        asyncio.run(queue.flush_async(0.02))
+
+
+def test_reset_ends_tasks(either: tuple[Bench, list[IrqVector]]) -> None:
+    bench, _ = either
+    queue = bench.queue
+
+    async def main() -> None:
+        await queue.send_async([bytes(60)] * 10, 1.0)
+        waiting = [
+            asyncio.create_task(work)
+            for work in (
+                queue.send_async([bytes(60)] * 10, 30.0),
+                queue.flush_async(30.0),
+                queue.receive_async(1, 30.0),
+            )
+        ]
+        await asyncio.sleep(0.05)
+        assert not any(task.done() for task in waiting)
+        await asyncio.to_thread(bench.halt)
+        async with asyncio.timeout(10):
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in ended] == [IgbNotRunningError] * 3
+
+    asyncio.run(main())
+    assert queue.num_aborted == 15
+
+
+def test_a_thread_that_looks_wakes_tasks(either: tuple[Bench, list[IrqVector]]) -> None:
+    """The interrupt may have been taken by it."""
+    bench, _ = either
+
+    async def main() -> None:
+        task = asyncio.create_task(bench.queue.receive_async(10, 20.0))
+        await asyncio.sleep(0.02)
+        bench.arrive(0)
+        await asyncio.to_thread(bench.queue._look)
+        async with asyncio.timeout(10):
+            assert await task == [bytes(60)]
+
+    asyncio.run(main())
