@@ -252,12 +252,8 @@ class IrqPoller:
         self._found = ffi.new("int64_t[]", 2 * pairs)
 
     def _counted(self, vectors: dict[int, IrqVector], numbers: list[int], repeated: bool) -> Counts:
-        # What is read from a vector that is being closed may be the wake-up of its waiters.
-        found = [
-            (vectors[fd], count)
-            for fd, count in zip(numbers[::2], numbers[1::2], strict=True)
-            if fd in vectors and not vectors[fd]._closing
-        ]
+        # Without the bell's. Vectors that were closed meanwhile are told of too: it came before that.
+        found = [(vectors[fd], count) for fd, count in zip(numbers[::2], numbers[1::2], strict=True) if fd in vectors]
         if repeated or self._gathered:
             counts, self._gathered = self._gathered, {}
             for vector, count in found:

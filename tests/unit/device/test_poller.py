@@ -6,7 +6,9 @@ import asyncio
 import os
 import random
 import select
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import cast
 from unittest import mock
 
@@ -182,6 +184,28 @@ def test_vectors_that_go_while_somebody_waits(many: list[IrqVector]) -> None:
             waiter.result(10)
         os.close(stranger)
     assert seen == [], "the wake-up of a waiter is no interrupt"
+
+
+@pytest.mark.parametrize("how", ["vector", "poller", "remove"])
+def test_a_number_is_not_given_away_while_it_may_be_read(many: list[IrqVector], how: str) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def read(*_: object) -> int:
+        inside.set()
+        assert leave.wait(10)
+        return 0
+
+    poller = IrqPoller(many)
+    let_go = {"vector": many[0]._close, "poller": poller.close, "remove": lambda: poller.remove(many[0])}
+    with mock.patch.object(module, "lib", SimpleNamespace(vu_eventfds_wait=read)):
+        waiter = start(lambda: poller.wait(0.0))
+        assert inside.wait(10)
+        closer = start(let_go[how])
+        assert not eventually(closer.done, 0.05)
+        leave.set()
+        assert closer.exception(10) is None
+        assert isinstance(waiter.exception(10), DeadlineError)
+    poller.close()
 
 
 def test_removing_leaves_what_comes_later_to_the_vector(many: list[IrqVector]) -> None:
