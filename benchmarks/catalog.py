@@ -12,7 +12,7 @@ __all__ = ["DEVICES", "MODULES", "find"]
 
 #: By place, the modules; each has `benchmarks()`, a generator of `Benchmark`.
 MODULES: dict[str, tuple[str, ...]] = {
-    "native": ("benchmarks.micro", "benchmarks.rings", "benchmarks.interrupts"),
+    "native": ("benchmarks.micro", "benchmarks.rings", "benchmarks.interrupts", "benchmarks.imports"),
     "guest": ("benchmarks.bars", "benchmarks.mappings", "benchmarks.resets", "benchmarks.nvme", "benchmarks.opening"),
 }
 #: What the guest's benchmarks need.
