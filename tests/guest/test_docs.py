@@ -13,7 +13,10 @@ from tests.snippets import TOP, blocks, pages
 from vfio_user import testing
 
 #: What the pages call their devices; the guest's slots get their buses in this order.
-NAMED = {"edu0": "0000:01:00.0", "nvme0": "0000:02:00.0", "edu1": "0000:03:00.0", "edu2": "0000:03:00.1"}
+NAMED = {
+    **{"edu0": "0000:01:00.0", "nvme0": "0000:02:00.0", "edu1": "0000:03:00.0", "edu2": "0000:03:00.1"},
+    **{"igb0": "0000:07:00.0", "igb1": "0000:07:00.1", "virtio-blk0": "0000:09:00.0"},
+}
 #: The README's pieces take names for granted, and its commands are for a person's machine.
 PAGES = [page for page in pages() if page.name != "README.md"]
 PROGRAMS = [page for page in PAGES if blocks(page, "python")]
