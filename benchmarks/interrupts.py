@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import select
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ __all__ = ["benchmarks"]
 
 _COUNT = 150
 _TIMEOUT = 20.0
+_MANY = 64
 
 
 class _Sender(ctypes.Structure):
@@ -124,6 +127,36 @@ def _pair(wait: Callable[[_Interrupts], None]) -> Iterator[Pair]:
         vector._close()
 
 
+def _median(vectors: list[IrqVector], take: Callable[[], float]) -> float:
+    costs = []
+    for _ in range(_COUNT):
+        for vector in vectors:
+            os.eventfd_write(vector.fileno(), 1)
+        costs.append(take())
+    return statistics.median(costs) / 1e3
+
+
+@contextmanager
+def _many() -> Iterator[Pair]:
+    vectors = [IrqVector(number, "benchmark") for number in range(_MANY)]
+    in_c = build.cost("irq", "reads_many")
+    with IrqPoller(vectors) as poller, select.epoll() as epoll:
+        for vector in vectors:
+            epoll.register(vector, select.EPOLLIN)
+
+        def take() -> float:
+            begin = time.perf_counter_ns()
+            found = poller.wait(_TIMEOUT)
+            cost = time.perf_counter_ns() - begin
+            assert len(found) == _MANY
+            return cost
+
+        plain = partial(in_c, ctypes.c_int(epoll.fileno()), ctypes.c_int(_MANY))
+        yield Pair(lambda: _median(vectors, take), lambda: _median(vectors, plain))
+    for vector in vectors:
+        vector._close()
+
+
 def benchmarks() -> Iterator[Benchmark]:
     """Give the benchmarks of this module."""
     for name, words, wait, goal in (
@@ -140,3 +173,11 @@ def benchmarks() -> Iterator[Benchmark]:
             goal=goal,
             setup=partial(_pair, wait),
         )
+    yield Benchmark(
+        name=f"irq-poller-{_MANY}",
+        what=f"reading {_MANY} vectors that have interrupts, by one call",
+        unit="µs",
+        peer="epoll_wait() and a read() of each in C",
+        goal=1.5,
+        setup=_many,
+    )

@@ -79,3 +79,21 @@ double epoll_waits(struct sender *sender, int64_t *waits)
     close(epoll);
     return result;
 }
+
+/* Nanoseconds of one epoll_wait() and a read() of each eventfd that can be read; they are as many as is said. */
+double reads_many(int epoll, int vectors)
+{
+    struct epoll_event events[64];
+    int64_t begin = now_ns();
+    int ready = epoll_wait(epoll, events, 64, 10000);
+
+    if (ready != vectors)
+        return FAILED;
+    for (int i = 0; i < ready; i++) {
+        eventfd_t value;
+
+        if (eventfd_read(events[i].data.fd, &value) != 0)
+            return FAILED;
+    }
+    return (double)(now_ns() - begin);
+}
