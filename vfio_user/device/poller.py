@@ -196,7 +196,9 @@ class IrqPoller:
                 left = _left(deadline)
                 if not left:
                     raise DeadlineError(f"no interrupt on any of {len(self._vectors)} vectors within {timeout:g} s")
-            return self._told(found)
+            if self._interval:
+                self._not_before = time.monotonic() + self._interval
+            return found
         finally:
             self._end()
 
@@ -215,7 +217,8 @@ class IrqPoller:
                 self._gathered = dict(self._read(0.0, 0.0))
                 if self._gathered and (not rest or sum(self._gathered.values()) >= self._batch):
                     found, self._gathered = self._gathered, {}
-                    return self._told(list(found.items()))
+                    self._not_before = time.monotonic() + self._interval
+                    return list(found.items())
                 self._require_some()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(rest if self._gathered else None):
@@ -245,7 +248,10 @@ class IrqPoller:
             if pairs and pairs != -errno.EINTR:
                 raise VfioOSError(-pairs, "waiting for interrupts")
             return list(self._gathered.items()) if self._gathered else []
-        return self._counted(vectors, ffi.unpack(self._found, 2 * pairs), hold > 0)
+        numbers = ffi.unpack(self._found, 2 * pairs)
+        if pairs == 1 and numbers[0] in vectors and not self._gathered and tracing.sink is None:
+            return [(vectors[numbers[0]], numbers[1])]  # who sleeps is woken by one, nearly always
+        return self._counted(vectors, numbers, hold > 0)
 
     def _make_room(self, pairs: int) -> None:
         self._room = pairs
@@ -262,11 +268,6 @@ class IrqPoller:
         if tracing.sink is not None:
             for vector, count in found:
                 vector._counted(count)
-        return found
-
-    def _told(self, found: Counts) -> Counts:
-        if self._interval:
-            self._not_before = time.monotonic() + self._interval
         return found
 
     def _rest(self) -> float:
