@@ -313,6 +313,9 @@ class DeviceEvents:
                 count = vector.drain()
             except ClosedError:
                 del self._watched[fd]
+                # It may be open still, and readable by what wakes its waiters.
+                with suppress(OSError):
+                    self._epoll.unregister(fd)
                 continue
             if count:
                 self._pending.append(DeviceEvent(kind, self._name, count))

@@ -137,6 +137,16 @@ def test_closing_ends_waits_and_loops(device: FakeDevice, pci: PciDevice) -> Non
             late()
 
 
+def test_a_vector_that_is_being_closed_is_no_event(pci: PciDevice) -> None:
+    """Its file may stay readable for a while: by what wakes its waiters."""
+    pci.events.arm()
+    fd, (_, vector) = next(iter(pci.events._watched.items()))
+    vector._closing = True
+    os.eventfd_write(fd, 1)
+    assert [pci.events.poll() for _ in range(2)] == [None, None]
+    vector._closing = False
+
+
 def test_asyncio(device: FakeDevice, pci: PciDevice) -> None:
     async def main() -> list[EventKind]:
         found = []
