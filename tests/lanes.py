@@ -197,7 +197,7 @@ LANES = (
             kernel="feature",
             memory="4G",
             append="hugepagesz=1G hugepages=1",
-            devices=("edu,dma_mask=0xffffffffffffffff", "nvme,vfs=4,size=64M", "virtio-net,aer=on"),
+            devices=("edu,dma_mask=0xffffffffffffffff", "nvme,vfs=4,size=64M", "virtio-net,aer=on", "igb"),
         ),
     ),
     Lane(

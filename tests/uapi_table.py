@@ -26,8 +26,9 @@ _HEAD = """\
 
 Each request of `/dev/vfio` and `/dev/iommu` up to Linux 7.3, and each feature of a device; and the lanes of `make test`
 in whose guests the kernel granted it. A cell names the IOMMU modes of the tests in which it was (`all`: each mode that
-the lane has; `containers`: all but iommufd); `yes` stands for tests that are about no mode in particular. What is empty
-in every lane is declared and typed, and what it takes is missing in a guest (other processors, real hardware).
+the lane has; `containers`: all but iommufd); `yes` stands for tests that are about no mode in particular. `IOMMU_`
+requests that only `corners` has are granted by the kernel's mock IOMMU: [Known limits](limits.md). What is empty in
+every lane is declared and typed, and what it takes is missing in a guest (other processors, real hardware).
 
 Made by `make test && .venv/bin/python tests/uapi_table.py`; do not edit.
 

@@ -1,7 +1,7 @@
-"""Corners, in a guest of their own: virtual functions, reported errors, pages of 1 GiB.
+"""Corners, in a guest of their own: virtual functions, reported errors, pages of 1 GiB, the kernel's mock IOMMU.
 
 ``vfio-user guest --kernel feature --memory 4G --append "hugepagesz=1G hugepages=1" --device nvme,vfs=4,size=64M
---device edu,dma_mask=0xffffffffffffffff --device virtio-net,aer=on``
+--device edu,dma_mask=0xffffffffffffffff --device virtio-net,aer=on --device igb``
 """
 
 from __future__ import annotations

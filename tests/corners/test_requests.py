@@ -60,6 +60,19 @@ def test_errors_are_told(pci: PciDevice, card: GuestDevice) -> None:
     assert err.wait(30) == 1
 
 
+def test_fatal_error_is_told(pci: PciDevice, card: GuestDevice) -> None:
+    """The kernel resets the slot by itself; the device can be used after a reset of ours."""
+    (err,) = pci.irqs.err.enable(1)
+    testing.hmp(f"pcie_aer_inject_error {card.name} MALF_TLP")
+    assert err.wait(30) == 1
+    deadline = time.monotonic() + 60
+    while pci.config.vendor_id == 0xFFFF:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pci.reset()
+    assert pci.bar(4).read8(0x14) == 0, "virtio: device status"
+
+
 # -- requests
 
 

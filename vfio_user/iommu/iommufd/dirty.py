@@ -24,8 +24,8 @@ class HwptDirtyLog:
     They show the same mappings as those that the kernel made by itself, and a device goes over from one to the other
     at once, so nothing that it does is lost. Devices that can't share page tables get some of their own.
 
-    Not exercised on a device: no emulated IOMMU tracks what devices write to, and without it starting fails with
-    `UnsupportedError` (EOPNOTSUPP of ``IOMMU_HWPT_ALLOC``).
+    No emulated IOMMU tracks what devices write to, and without it starting fails with `UnsupportedError` (EOPNOTSUPP of
+    ``IOMMU_HWPT_ALLOC``): it is exercised on the kernel's mock IOMMU only.
 
     Lifetime:
         `stop` moves the devices back.

@@ -94,7 +94,7 @@ class PageFault:
 class FaultQueue(_EventQueue):
     """I/O page faults of the page tables that were made with this queue.
 
-    Not exercised beyond waiting and answering in vain: no emulated device has ATS and PRI, which page faults need.
+    No emulated device has ATS and PRI, which page faults need: it is exercised on the kernel's mock IOMMU only.
 
     Lifetime:
         See `IommufdObject`.
@@ -163,7 +163,7 @@ class Vevent:
 class VeventQueue(_EventQueue):
     """Events of a virtual IOMMU.
 
-    Not exercised on hardware: none is emulated that has virtual IOMMUs.
+    No emulated IOMMU can be a virtual one's parent: it is exercised on the kernel's mock IOMMU only.
 
     Lifetime:
         See `IommufdObject`.

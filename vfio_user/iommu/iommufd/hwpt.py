@@ -134,6 +134,8 @@ class ArmSmmuv3Command:
 class NestedHwpt(IommufdObject):
     """Page tables that the user manages, on top of an address space that the kernel manages.
 
+    No emulated IOMMU can nest: it is exercised on the kernel's mock IOMMU only, with data of the mock's own.
+
     Lifetime:
         See `IommufdObject`.
     Locking:
@@ -152,8 +154,8 @@ class NestedHwpt(IommufdObject):
 class Hwpt(IommufdObject):
     """Page tables of an address space that the kernel manages; devices are attached to them as to the address space.
 
-    Not exercised for want of an emulated IOMMU that has it: dirty tracking and nesting. Where the IOMMU lacks them
-    `Ioas.alloc_hwpt` says so (EOPNOTSUPP, as `UnsupportedError`).
+    No emulated IOMMU has dirty tracking or nesting: both are exercised on the kernel's mock IOMMU only. Where the IOMMU
+    lacks them `Ioas.alloc_hwpt` says so (EOPNOTSUPP, as `UnsupportedError`).
 
     Lifetime:
         See `IommufdObject`.

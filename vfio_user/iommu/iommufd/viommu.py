@@ -1,7 +1,7 @@
 """Virtual IOMMUs: parts of an IOMMU's hardware that are handed to a guest.
 
-Nothing here can be exercised on emulated hardware: QEMU's IOMMUs have none of it, and the kernel says EOPNOTSUPP for
-the type, or EINVAL for page tables that can't be nested in. Source: ``drivers/iommu/iommufd/viommu.c``.
+QEMU's IOMMUs have none of it, and the kernel says EOPNOTSUPP for the type, or EINVAL for page tables that can't be
+nested in: it is exercised on the kernel's mock IOMMU only. Source: ``drivers/iommu/iommufd/viommu.c``.
 """
 
 from __future__ import annotations
