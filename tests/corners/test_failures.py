@@ -14,7 +14,6 @@ import pytest
 import vfio_user
 from tests.corners.mock_iommu import VEVENTQ, VIOMMU, MockDevice
 from tests.guest.leaks import nothing_left
-from vfio_user import AddressSpace
 from vfio_user.errors import VfioError
 from vfio_user.iommu.iommufd import Iommufd, Viommu
 from vfio_user.iommu.iommufd.dirty import HwptDirtyLog
@@ -69,7 +68,11 @@ def test_mapping(vfio_device: Find, backing: str) -> None:
 
 
 def test_opening(vfio_device: Find) -> None:
-    with AddressSpace("iommufd") as space, space.alloc(SIZE):
+    with (
+        vfio_user.open(vfio_device("nvme").address, mode="iommufd") as other,
+        other.dma_alloc(SIZE),
+    ):
+        space = other.address_space
         each_step_fails(lambda: vfio_user.open(vfio_device("edu").address, address_space=space))
 
 

@@ -27,7 +27,9 @@ IOVA = mock.APERTURE
 @pytest.fixture
 def ioas() -> Iterator[Ioas]:
     with nothing_left(), Iommufd() as iommufd:
-        yield iommufd.alloc_ioas()
+        ioas = iommufd.alloc_ioas()
+        ioas.huge_pages = False  # an entry of the page tables, which is dirty as a whole, is a page
+        yield ioas
 
 
 @pytest.fixture
@@ -65,29 +67,35 @@ def test_what_it_is(ioas: Ioas, device: MockDevice) -> None:
 
 def test_pages_that_are_written_to(ioas: Ioas, device: MockDevice, memory: memoryview) -> None:
     pages = [0, 1, 63, 64, 130, 199]
-    with ioas.alloc_hwpt(device.device_id, flags=HwptAllocFlags.DIRTY_TRACKING) as table:
-        device.attach_pt(table)
-        with refused(errno.EINVAL):
-            table.dirty_bitmap(IOVA, SIZE)  # not before it is switched on
-        table.set_dirty_tracking(True)
-        assert table.dirty_bitmap(IOVA, SIZE).count == 0
-        assert mock.make_dirty(table, IOVA, SIZE, pages, PAGE) == len(pages)
-        for clear in (False, True):
-            found = table.dirty_bitmap(IOVA, SIZE, clear=clear)
-            assert [(iova - IOVA) // PAGE for iova in found] == pages
-            assert IOVA + 63 * PAGE in found
-            assert IOVA + 2 * PAGE not in found
-        assert table.dirty_bitmap(IOVA, SIZE).count == 0, "read and forgotten"
-        # By parts, and with a bit for several pages.
-        mock.make_dirty(table, IOVA, SIZE, [5, 6], PAGE)
-        assert list(table.dirty_bitmap(IOVA, 6 * PAGE)) == [IOVA + 5 * PAGE]
-        assert [(each.first, each.size) for each in table.dirty_bitmap(IOVA, SIZE, page_size=2 * PAGE).ranges()] == [
-            (IOVA + 6 * PAGE, 2 * PAGE)
-        ]
-        with refused(errno.EINVAL):
-            table.dirty_bitmap(IOVA + SIZE, PAGE)
-        table.set_dirty_tracking(False)
-        device.attach_pt(ioas)
+    table = ioas.alloc_hwpt(device.device_id, flags=HwptAllocFlags.DIRTY_TRACKING)
+    device.attach_pt(table)
+    with refused(errno.EINVAL):
+        mock.make_dirty(table, IOVA, SIZE, pages, PAGE)  # not before it is switched on
+    table.set_dirty_tracking(True)
+    assert table.dirty_bitmap(IOVA, SIZE).count == 0
+    assert mock.make_dirty(table, IOVA, SIZE, pages, PAGE) == len(pages)
+    for clear in (False, True):
+        found = table.dirty_bitmap(IOVA, SIZE, clear=clear)
+        assert [(iova - IOVA) // PAGE for iova in found] == pages
+        assert IOVA + 63 * PAGE in found
+        assert IOVA + 2 * PAGE not in found
+    assert table.dirty_bitmap(IOVA, SIZE).count == 0, "read and forgotten"
+    # By parts, and with a bit for several pages.
+    mock.make_dirty(table, IOVA, SIZE, [5, 6], PAGE)
+    assert list(table.dirty_bitmap(IOVA, 6 * PAGE)) == [IOVA + 5 * PAGE]
+    assert [(each.first, each.size) for each in table.dirty_bitmap(IOVA, SIZE, page_size=2 * PAGE).ranges()] == [
+        (IOVA + 6 * PAGE, 2 * PAGE)
+    ]
+    # Behind a gap the kernel does not look, and does not say so.
+    assert ioas.unmap(IOVA, SIZE) == SIZE
+    for number in (0, 2, 3):
+        ioas.map(address_of(memory) + number * PAGE, PAGE, IOVA + number * PAGE)
+    mock.make_dirty(table, IOVA, 4 * PAGE, [0, 2, 3], PAGE)
+    assert list(table.dirty_bitmap(IOVA, 4 * PAGE)) == [IOVA]
+    assert list(table.dirty_bitmap(IOVA + 2 * PAGE, 2 * PAGE)) == [IOVA + 2 * PAGE, IOVA + 3 * PAGE]
+    table.set_dirty_tracking(False)
+    device.attach_pt(ioas)
+    table.destroy()
 
 
 def test_log_over_page_tables(ioas: Ioas, device: MockDevice, memory: memoryview) -> None:

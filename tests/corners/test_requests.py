@@ -18,7 +18,7 @@ from vfio_user import PciDevice, testing
 from vfio_user.drivers import ReleaseOnRequest
 from vfio_user.drivers.edu import Edu
 from vfio_user.errors import BusyError, ClosedError, DeadlineError
-from vfio_user.pci import ExtendedCapabilityId
+from vfio_user.pci import Command, ExtendedCapabilityId
 from vfio_user.testing import GuestDevice
 
 Find = Callable[[str], GuestDevice]
@@ -61,15 +61,16 @@ def test_errors_are_told(pci: PciDevice, card: GuestDevice) -> None:
 
 
 def test_fatal_error_is_told(pci: PciDevice, card: GuestDevice) -> None:
-    """The kernel resets the slot by itself; the device can be used after a reset of ours."""
+    """The kernel resets the slot by itself, which switches decoding off; after that the device can be used."""
     (err,) = pci.irqs.err.enable(1)
     testing.hmp(f"pcie_aer_inject_error {card.name} MALF_TLP")
     assert err.wait(30) == 1
     deadline = time.monotonic() + 60
-    while pci.config.vendor_id == 0xFFFF:
+    while pci.config.vendor_id != 0x1AF4 or pci.config.command & Command.MEMORY:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     pci.reset()
+    pci.config.set_command(enable=Command.MEMORY)
     assert pci.bar(4).read8(0x14) == 0, "virtio: device status"
 
 

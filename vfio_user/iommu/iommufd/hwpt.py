@@ -182,14 +182,18 @@ class Hwpt(IommufdObject):
     def dirty_bitmap(self, iova: int, size: int, *, page_size: int = 4096, clear: bool = True) -> DirtyBitmap:
         """Read which pages of a range were written to since the last look: ``IOMMU_HWPT_GET_DIRTY_BITMAP``.
 
+        An entry of the page tables is dirty as a whole, however large a page it maps; `Ioas.huge_pages` keeps them
+        small.
+
         Args:
-            iova: first of the range.
+            iova: first of the range, which is mapped throughout: the kernel looks at nothing behind a gap, in silence.
             size: bytes of the range.
             page_size: bytes that a bit stands for; iova and size are multiples of it.
             clear: forget what is told; without, the next look tells it again.
 
         Raises:
-            VfioIoctlError: EINVAL while tracking is off, or when some of the range is not mapped.
+            AlignmentError: iova or size is not such a multiple.
+            VfioIoctlError: EINVAL on older kernels, while tracking is off.
         """
         bitmap = DirtyBitmap(iova, size, page_size)
         command(
