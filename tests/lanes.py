@@ -72,7 +72,7 @@ EVERY_MODE = {
             *("tracing", "watch", "terminal", "examples", "unprivileged"),
         ),
         "iommu": ("dirty", "dma", "iommufd", "unmap", "p2p", "reexec", "features", "mdev", "migration", "display"),
-        "resets": ("memory_lock", "regions", "reset", "reset_dev_ids", "reset_trouble"),
+        "resets": ("memory_lock", "regions", "reset", "reset_dev_ids", "reset_trouble", "unplug"),
     }.items()
 }
 

@@ -1,4 +1,4 @@
-"""Unplugging a device that is driven; on kernels that take part in QEMU's way of hot-plug (ACPI)."""
+"""Unplugging a device that is driven, by the ACPI hot-plug of QEMU's machines."""
 
 from __future__ import annotations
 
