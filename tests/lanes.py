@@ -116,7 +116,7 @@ ON_S390X = (
     *(f"tests/buses/test_{name}.py" for name in ("channel", "docs", "zpci")),
     *("tests/guest/test_nvme.py", "--deselect=tests/guest/test_nvme.py::test_examples"),
 )
-S390X = (*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=256M", "nvme,size=64M")
+S390X = (*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=256M", "nvme,size=64M", "virtio-blk,size=1M", "virtio-rng")
 
 #: How the runner says that QEMU ended by a signal.
 _SAID = 200  # characters of what a failed test said, in the summary

@@ -10,6 +10,7 @@ import vfio_user
 from tests.buses.conftest import Way
 from tests.guest.leaks import nothing_left
 from vfio_user import IovaRange
+from vfio_user.drivers.virtio import VirtioBlk, VirtioRng
 from vfio_user.errors import IovaError
 from vfio_user.kernel.uapi import DeviceCapability
 
@@ -52,3 +53,13 @@ def test_registers_are_written(place: Place, way: Way) -> None:
             assert bar.read32(0x24) == 0x001F001F
         finally:
             bar.write32(0x24, before)
+
+
+def test_virtqueues_are_little_endian_here_too(place: Place, way: Way) -> None:
+    with nothing_left(), vfio_user.open(place("virtio-blk"), **way) as pci, VirtioBlk(pci, timeout=60) as disk:
+        data = bytes(range(256)) * 16
+        for sector in (0, 8, disk.capacity - 8):
+            disk.write(sector, data)
+            assert disk.read(sector, 8) == data
+    with nothing_left(), vfio_user.open(place("virtio-rng"), **way) as pci, VirtioRng(pci, timeout=60) as entropy:
+        assert len(set(entropy.read(5000))) > 200
