@@ -67,10 +67,11 @@ class _Work:
         places = namespace.size // size
         return cls(ctrl.io_queues[0], pieces, places - 1, memoryview(rows))  # type: ignore[arg-type]  # it has a buffer
 
-    def prepare(self, *, write: bool = False, sequential: bool = False) -> None:
-        """Choose the blocks of the next commands."""
+    def prepare(self, *, write: bool = False, sequential: bool = False, lap: int = 0) -> None:
+        """Choose the blocks of the next commands; those in order go on where the lap before has ended."""
         rows = len(self.pieces)
-        places = numpy.arange(rows) if sequential else numpy.random.default_rng().integers(0, self.last + 1, rows)
+        in_order = numpy.arange(lap * rows, (lap + 1) * rows)
+        places = in_order if sequential else numpy.random.default_rng().integers(0, self.last + 1, rows)
         choose = self.pieces.write if write else self.pieces.read
         choose(slice(None), places % (self.last + 1) * self.pieces.num_blocks)
 
@@ -90,6 +91,8 @@ class _Work:
             at = sent % size
             submit(ready, sequence[at : at + finished])
             sent += finished
+            if kind.get("sequential") and at + finished >= size:
+                self.prepare(**kind, lap=sent // size)
         while done < sent:
             done += reap(found, None, _TIMEOUT)
         rate = done / (time.perf_counter() - start)
