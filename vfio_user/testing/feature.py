@@ -1,8 +1,8 @@
 """The feature kernels: built from the distribution's kernel source, with what distributions leave out.
 
-iommufd and the VFIO cdev, noiommu, the mdev samples, AER injection, buses that only other architectures have: the lists
-are in `kernel/`, one for each machine. A build takes 5 to 13 minutes on two cores, once for each list; later source
-versions do not make it stale.
+iommufd and the VFIO cdev, noiommu, the mdev samples, AER injection, a mock IOMMU, buses that only other architectures
+have: the lists are in `kernel/`, one for each machine. A build takes 5 to 13 minutes on two cores, once for each list;
+later source versions do not make it stale.
 """
 
 from __future__ import annotations
