@@ -97,7 +97,7 @@ def test_queue_that_is_full(machine: FakePort, net: VirtioNet) -> None:
     for chain in iter(device.fetch, None):
         device.give_back(chain.head, 0)
     sender.result(10)
-    assert 2 <= net.num_sent <= room, "what was back when the sender looked, which is not always all"
+    assert net.num_sent >= 2, "as many as there had to be room for, and what else was back when the sender looked"
 
 
 def test_frames_come_in(machine: FakePort, net: VirtioNet) -> None:
