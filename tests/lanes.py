@@ -118,8 +118,8 @@ ON_S390X = (
 )
 S390X = (*2 * ("virtio-blk-ccw,size=1M",), "nvme,size=256M", "nvme,size=64M", "virtio-blk,size=1M", "virtio-rng")
 
-#: How the runner says that QEMU ended by a signal.
 _SAID = 200  # characters of what a failed test said, in the summary
+#: How the runner says that QEMU ended by a signal.
 _EMULATOR_DIED = "QEMU ended with -"
 
 

@@ -92,54 +92,25 @@ int64_t vu_eventfd_wait(int fd, int64_t timeout)
 
 #define EVENTS_AT_ONCE 64
 
-static int64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-/* epoll_wait() counts milliseconds: enough for a deadline, which may come late, but not for an interval. */
-static int wait_for_events(int epoll, struct epoll_event *events, int most, int64_t timeout, int exactly)
-{
-	struct timespec limit = {timeout / 1000000000, timeout % 1000000000};
-	struct pollfd poll = {.fd = epoll, .events = POLLIN};
-
-	if (timeout <= 0)
-		return epoll_wait(epoll, events, most, 0);
-	if (exactly) {
-		int ready = ppoll(&poll, 1, &limit, NULL);
-
-		return ready <= 0 ? ready : epoll_wait(epoll, events, most, 0);
-	}
-	return epoll_wait(epoll, events, most, timeout < INT64_C(1000000) * INT_MAX ? (timeout + 999999) / 1000000 : INT_MAX);
-}
-
-int vu_eventfds_wait(int epoll, int64_t *found, int room, int64_t timeout, int64_t hold, int64_t enough)
+int vu_eventfds_read(int epoll, int64_t *found, int room)
 {
 	struct epoll_event events[EVENTS_AT_ONCE];
-	int64_t begin = hold ? now() : 0, left = timeout;
-	uint64_t total = 0;
-	int n = 0, ready, i;
+	int pairs = (room - 1) / 2, n = 0, ready, most, i;
 
-	for (;;) {
-		ready = wait_for_events(epoll, events, room - n < EVENTS_AT_ONCE ? room - n : EVENTS_AT_ONCE, left, n);
-		if (ready < 0)
-			return n ? n : result(ready);
+	do {
+		most = pairs - n < EVENTS_AT_ONCE ? pairs - n : EVENTS_AT_ONCE;
+		ready = most > 0 ? epoll_wait(epoll, events, most, 0) : 0;
 		for (i = 0; i < ready; i++) {
 			uint64_t count;
 
 			if (read(events[i].data.fd, &count, sizeof(count)) != sizeof(count))
 				continue; /* somebody else was quicker */
-			found[2 * n] = events[i].data.fd;
-			found[2 * n++ + 1] = count > INT64_MAX ? INT64_MAX : (int64_t)count;
-			total += count;
+			found[1 + 2 * n] = events[i].data.fd;
+			found[2 + 2 * n++] = count > INT64_MAX ? INT64_MAX : (int64_t)count;
+			found[0] = n;
 		}
-		left = hold && n ? hold - (now() - begin) : 0;
-		if (n == room || (ready < EVENTS_AT_ONCE && (left <= 0 || total >= (uint64_t)enough)))
-			return n;
-	}
+	} while (ready == most && most > 0);
+	return ready < 0 && errno != EINTR ? -errno : 0;
 }
 
 int64_t vu_pread(int fd, void *buf, size_t len, int64_t off)

@@ -24,12 +24,11 @@ int vu_munlock(uintptr_t addr, size_t len);
 int64_t vu_eventfd_wait(int fd, int64_t timeout);
 
 /*
- * The same for all non-blocking eventfds of an epoll set: sleep until one can be read, at most timeout nanoseconds, and read
- * all that can be. Goes on until hold nanoseconds are over since the call, or until the counts add up to enough, so that who
- * waits wakes up once for many. Gives the number of pairs in found, which has room for so many: descriptor and count. With
- * hold, a descriptor may come more than once. What found has no room for stays where it is.
+ * Read all non-blocking eventfds of an epoll set that can be read; does not sleep. found has room for so many numbers: first
+ * how many pairs there are, which must be 0 before, then descriptor and count of each. What it has no room for stays where it
+ * is.
  */
-int vu_eventfds_wait(int epoll, int64_t *found, int room, int64_t timeout, int64_t hold, int64_t enough);
+int vu_eventfds_read(int epoll, int64_t *found, int room);
 
 int64_t vu_pread(int fd, void *buf, size_t len, int64_t off);
 int64_t vu_pwrite(int fd, const void *buf, size_t len, int64_t off);

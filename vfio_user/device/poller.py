@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import select
@@ -14,9 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias, overload
 
 from vfio_user._uapi import ffi, lib
-from vfio_user.device.vector import _LONGEST_LOOK, _WAITING, _deadline, _left
+from vfio_user.device.vector import WAITING, deadline_of, left_of
 from vfio_user.errors import ArgumentError, BoundsError, BusyError, ClosedError, DeadlineError, VfioOSError
-from vfio_user.kernel import tracing
 from vfio_user.kernel.fd import OwnedFd, readable
 from vfio_user.memory import require_no_section
 
@@ -27,21 +25,17 @@ __all__ = ["IrqPoller"]
 
 Counts: TypeAlias = "list[tuple[IrqVector, int]]"
 
-_BELL = 1 << 62  # louder than any batch: whoever gathers interrupts stops at once
-_LEAVE_TIMEOUT = 10.0
-_NAP = 50e-6
-_SPARE = 64  # pairs that there is room for in any case; what finds no room is left for the next call
-
 
 class IrqPoller:
-    """Wait for many vectors at once: one call sleeps, and reads all eventfds that can be read.
+    """Wait for many vectors at once: one call reads all eventfds that can be read.
 
     Blocking code calls ``wait(timeout)``, asyncio code says ``await poller.wait()`` or ``async for counts in poller``;
     a program with an event loop of its own watches `fileno()` and calls `drain()`.
 
     With an ``interval`` a busy device wakes Python once for many interrupts: what comes within that time of the last
     wake-up is gathered, and what comes after a pause is told at once. With a ``batch`` gathering also ends when so
-    many have come. Interrupts are merged, never lost: the counts say how many there were.
+    many have come, for which each has to be looked at. Interrupts are merged, never lost: the counts say how many there
+    were.
 
     Lifetime:
         Closed by `close()` or the ``with`` block; the vectors are not closed with it. A vector that is disabled is
@@ -49,6 +43,9 @@ class IrqPoller:
     Locking:
         One thread or task waits at a time; any thread may `add`, `remove`, `close` and disable vectors meanwhile.
     """
+
+    # Who waits sleeps without a lock, and reads under the one that what is watched is changed under: nobody reads the
+    # number of a vector that has gone, which another file may have by then.
 
     def __init__(self, vectors: Iterable[IrqVector] = (), *, interval: float = 0.0, batch: int | None = None) -> None:
         """Watch vectors.
@@ -64,20 +61,19 @@ class IrqPoller:
         """
         if not 0 <= interval < math.inf:
             raise ArgumentError(f"interval {interval} is not a number of seconds from 0 on")
-        if batch is not None and not 1 <= batch < _BELL:
+        if batch is not None and batch < 1:
             raise BoundsError(f"batch is {batch}: give at least 1")
         if batch is not None and not interval:
             raise ArgumentError("a batch ends an interval early: give an interval, too")
         self._interval = interval
-        self._batch = batch or _BELL
+        self._batch = batch
         self._not_before = 0.0
-        self._lock = threading.Lock()  # of what is watched, and of the files
+        self._lock = threading.RLock()  # of all that follows; a signal handler may come in where its thread is
         self._turn = threading.Lock()  # held by who waits
-        self._inside = 0  # how many times the eventfds were read, times two; odd while they are
         self._closed = self._deserted = False
         self._vectors: dict[int, IrqVector] = {}
         self._gathered: dict[IrqVector, int] = {}
-        self._make_room(_SPARE)
+        self._found = ffi.new("int64_t[]", 1)
         self._epoll = select.epoll()
         self._bell = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "poller")
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -96,50 +92,43 @@ class IrqPoller:
         Raises:
             ClosedError: the vector was disabled, or this poller is closed.
         """
+        self.fileno()
         with self._lock:
             self.fileno()
             if self._vectors.get(vector.fileno()) is vector:
                 return
             fd = vector._join(self)
-            self._epoll.register(fd, select.EPOLLIN)
+            try:
+                self._epoll.register(fd, select.EPOLLIN)
+            except BaseException:
+                vector._part(self)
+                raise
             self._vectors[fd] = vector
             self._deserted = False
+            self._gather()  # a signal handler may add one, where its thread has just read
+            self._found = ffi.new("int64_t[]", 2 * len(self._vectors) + 3)  # a count, and a pair for each and the bell
 
     def remove(self, vector: IrqVector) -> None:
-        """Stop watching a vector, which may be closed already; what came before stays its own."""
-        with self._lock:
+        """Stop watching a vector, which may be closed already; what comes later stays its own."""
+        if not self._bell.forked:
             self._drop(vector)
-        self._wait_for_reader()
-        vector._part(self)
+            vector._part(self)
 
     def _forget(self, vector: IrqVector) -> None:
-        """Let go of a vector that is being closed: afterwards nobody reads its number, which goes to another file."""
+        """Let go of a vector that is being closed: afterwards nobody here reads its number."""
         with self._lock:
             self._drop(vector)
             self._deserted = not self._vectors
             if self._deserted:
                 self._ring()
-        self._wait_for_reader()
-
-    def _wait_for_reader(self) -> None:
-        """Wait until nobody reads vectors that are not watched any longer."""
-        turn = self._inside
-        if turn % 2:
-            with self._lock:
-                self._ring()
-            deadline = time.monotonic() + _LEAVE_TIMEOUT
-            while self._inside == turn and time.monotonic() < deadline:
-                time.sleep(_NAP)  # he was woken, and has to leave the system call
 
     def _drop(self, vector: IrqVector) -> None:
-        for fd, each in self._vectors.items():
-            if each is vector:
-                # Who waits goes on with what there was: an interrupt that he has read is his to tell.
-                self._vectors = {number: other for number, other in self._vectors.items() if other is not vector}
-                # The kernel forgets a file by itself when it is closed.
-                with suppress(OSError):
+        with self._lock:
+            for fd, each in self._vectors.items():
+                if each is vector:
+                    del self._vectors[fd]
                     self._epoll.unregister(fd)
-                return
+                    return
 
     # -- waiting
 
@@ -163,7 +152,8 @@ class IrqPoller:
         """
         self._begin()
         try:
-            return self._read(0.0, 0.0)
+            self._read()
+            return self._tell()
         finally:
             self._end()
 
@@ -186,43 +176,45 @@ class IrqPoller:
         return self._next() if timeout is None else self._block(timeout)
 
     def _block(self, timeout: float) -> Counts:
-        deadline = _deadline(timeout)
-        require_no_section(_WAITING)
+        deadline = deadline_of(timeout)
+        require_no_section(WAITING)
         self._begin()
         try:
-            left = min(timeout, _LONGEST_LOOK)
-            while not (found := self._read(left, min(self._rest(), left) if self._interval else 0.0)):
+            while True:
+                self._read()
+                rest, left = self._rest(), left_of(deadline)
+                if self._is_time(rest) or (self._gathered and not left):
+                    return self._tell()
                 self._require_some()
-                left = _left(deadline)
                 if not left:
                     raise DeadlineError(f"no interrupt on any of {len(self._vectors)} vectors within {timeout:g} s")
-            if self._interval:
-                self._not_before = time.monotonic() + self._interval
-            return found
+                self._sleep(min(left, rest) if rest else left, rest)
         finally:
             self._end()
+
+    def _sleep(self, seconds: float, rest: float) -> None:
+        if not rest or self._batch is not None:
+            self._epoll.poll(seconds, 1)
+            return
+        # Who waits for the end of an interval is woken by nothing that comes meanwhile.
+        lib.vu_eventfd_wait(self._bell.fileno(), int(seconds * 1e9))
 
     async def _next(self) -> Counts:
         import asyncio
 
-        require_no_section(_WAITING)
+        require_no_section(WAITING)
         self._begin()
         try:
             while True:
+                self._read()
                 rest = self._rest()
-                if rest and self._batch == _BELL:
-                    await asyncio.sleep(rest)
-                    continue
-                # Kept, so that one who is cancelled while he gathers leaves them to the next.
-                self._gathered = dict(self._read(0.0, 0.0))
-                if self._gathered and (not rest or sum(self._gathered.values()) >= self._batch):
-                    found, self._gathered = self._gathered, {}
-                    self._not_before = time.monotonic() + self._interval
-                    return list(found.items())
+                if self._is_time(rest):
+                    return self._tell()
                 self._require_some()
+                bell_only = rest and self._batch is None
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(rest if self._gathered else None):
-                        await readable(self.fileno())
+                    async with asyncio.timeout(rest or None):
+                        await readable(self._bell.fileno() if bell_only else self._epoll.fileno())
         finally:
             self._end()
 
@@ -232,47 +224,54 @@ class IrqPoller:
 
     # -- inside
 
-    def _read(self, timeout: float, hold: float) -> Counts:
-        """Read all that can be read by one call; see ``vu_eventfds_wait``."""
-        # First, so that whoever closes a vector waits from now on; then the vectors, whose numbers stay theirs.
-        self._inside += 1
-        try:
-            vectors = self._vectors
-            if self._room < 2 * len(vectors):
-                self._make_room(4 * len(vectors))
-            limits = (int(timeout * 1e9), int(hold * 1e9), self._batch)
-            pairs = lib.vu_eventfds_wait(self.fileno(), self._found, self._room, *limits)
-        finally:
-            self._inside += 1
-        if pairs <= 0:
-            if pairs and pairs != -errno.EINTR:
-                raise VfioOSError(-pairs, "waiting for interrupts")
-            return list(self._gathered.items()) if self._gathered else []
-        numbers = ffi.unpack(self._found, 2 * pairs)
-        if pairs == 1 and numbers[0] in vectors and not self._gathered and tracing.sink is None:
-            return [(vectors[numbers[0]], numbers[1])]  # who sleeps is woken by one, nearly always
-        return self._counted(vectors, numbers, hold > 0)
+    def _read(self) -> None:
+        """Gather what can be read, by one call; see ``vu_eventfds_read``."""
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                result = lib.vu_eventfds_read(self._epoll.fileno(), self._found, len(self._found))
+            finally:
+                # A signal handler that raises must not take what was read already.
+                self._gather()
+            if result:
+                raise VfioOSError(-result, "reading interrupts")
 
-    def _make_room(self, pairs: int) -> None:
-        self._room = pairs
-        self._found = ffi.new("int64_t[]", 2 * pairs)
+    def _gather(self) -> None:
+        pairs = int(self._found[0])
+        if not pairs:
+            return
+        numbers = ffi.unpack(self._found, 1 + 2 * pairs)
+        gathered = self._gathered.copy()
+        for fd, count in zip(numbers[1::2], numbers[2::2], strict=True):
+            vector = self._vectors.get(fd)
+            if vector is not None:  # else it is the bell
+                gathered[vector] = gathered.get(vector, 0) + vector._counted(count)
+        self._gathered, self._found[0] = gathered, 0
 
-    def _counted(self, vectors: dict[int, IrqVector], numbers: list[int], repeated: bool) -> Counts:
-        # Without the bell's. Vectors that were closed meanwhile are told of too: it came before that.
-        found = [(vectors[fd], count) for fd, count in zip(numbers[::2], numbers[1::2], strict=True) if fd in vectors]
-        if repeated or self._gathered:
-            counts, self._gathered = self._gathered, {}
-            for vector, count in found:
-                counts[vector] = counts.get(vector, 0) + count
-            found = list(counts.items())
-        if tracing.sink is not None:
-            for vector, count in found:
-                vector._counted(count)
-        return found
+    def _is_time(self, rest: float) -> bool:
+        """Tell whether what was gathered is to be told."""
+        if not self._gathered:
+            return False
+        if not rest or self._closed or self._deserted:
+            return True
+        return self._batch is not None and sum(self._gathered.values()) >= self._batch
+
+    def _tell(self) -> Counts:
+        with self._lock:
+            gathered, self._gathered = self._gathered, {}
+        if self._interval and gathered:
+            self._not_before = time.monotonic() + self._interval
+        return list(gathered.items())
 
     def _rest(self) -> float:
         """Seconds that are left of the interval."""
         return max(0.0, self._not_before - time.monotonic()) if self._interval else 0.0
+
+    def _require_some(self) -> None:
+        self.fileno()
+        if self._deserted:
+            raise ClosedError("the vectors that this poller watched were disabled")
 
     def _begin(self) -> None:
         self.fileno()
@@ -286,32 +285,32 @@ class IrqPoller:
 
     def _ring(self) -> None:
         with suppress(BlockingIOError, ClosedError):  # it can't be louder, or nobody is there
-            os.eventfd_write(self._bell.fileno(), _BELL)
-
-    def _require_some(self) -> None:
-        if self._deserted:
-            raise ClosedError("the vectors that this poller watched were disabled")
+            os.eventfd_write(self._bell.fileno(), 1)
 
     def close(self) -> None:
         """Stop watching, and end the wait of whoever waits; closing twice does nothing."""
+        if self._bell.forked:  # who waits, or has the lock, is a thread of the parent
+            self._closed = True
+            self._epoll.close()
+            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             vectors, self._vectors = self._vectors, {}
+            for fd in vectors:
+                self._epoll.unregister(fd)
             self._ring()
-        self._wait_for_reader()
         for vector in vectors.values():
             vector._part(self)
         self._close_files()
 
     def _close_files(self) -> None:
         """Close them, unless somebody waits: who leaves last does it."""
-        with self._lock:
-            if self._turn.acquire(blocking=False):
-                self._epoll.close()
-                self._bell.close()
-                self._turn.release()
+        if self._turn.acquire(blocking=False):
+            self._epoll.close()
+            self._bell.close()
+            self._turn.release()
 
     def __enter__(self) -> Self:
         return self

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, overload
 
 from vfio_user._uapi import lib
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
     from vfio_user.device.poller import IrqPoller
 
-__all__ = ["IrqVector"]
+__all__ = ["WAITING", "IrqVector", "deadline_of", "left_of"]
 
 _LONGEST_LOOK = 3600.0
 """Seconds of one system call: the kernel counts milliseconds in 32 bits. Longer waits take several."""
 _LEAVE_TIMEOUT = 10.0
 """Seconds that waiters have to leave a vector that is being closed; all that they do is wake up."""
 
-_WAITING = "waiting for an interrupt"
+WAITING = "waiting for an interrupt"
 
 
 class IrqVector:
@@ -110,8 +109,8 @@ class IrqVector:
         return self._next() if timeout is None else self._block(timeout)
 
     def _block(self, timeout: float) -> int:
-        deadline = _deadline(timeout)
-        require_no_section(_WAITING)
+        deadline = deadline_of(timeout)
+        require_no_section(WAITING)
         with self._lock:
             self._require_open()
             fd = self.fileno()
@@ -119,7 +118,7 @@ class IrqVector:
         try:
             while True:
                 # The file stays open as long as somebody waits; so it can be read without the lock, as soon as it can.
-                count = lib.vu_eventfd_wait(fd, int(_left(deadline) * 1e9))
+                count = lib.vu_eventfd_wait(fd, int(left_of(deadline) * 1e9))
                 if self._closing:
                     os.eventfd_write(fd, 1)  # the wake-up is for the others, too
                     raise self._closed_error()
@@ -139,28 +138,31 @@ class IrqVector:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        require_no_section(_WAITING)
+        require_no_section(WAITING)
         count = self.drain()
         if count:
             return count
-        future = self._watch(loop)
+        future, taken = self._watch(loop), False
         try:
-            return await future
+            count, taken = await future, True
+            return count
         finally:
-            self._leave(future)
+            self._leave(future, taken)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[int]:
         with self._lock:
             self._require_open()
             if self._futures and self._futures[0].get_loop() is not loop:
                 raise BusyError(f"tasks of another event loop wait for {self.name}; one loop has a vector at a time")
-            # Again each time, which costs no system call: somebody may have watched or left the file meanwhile.
-            loop.add_reader(self._fd.fileno(), self._wake, loop)
-            if loop not in self._loops:
-                self._loops = [each for each in self._loops if not each.is_closed()] + [loop]
             future: asyncio.Future[int] = loop.create_future()
             self._futures.append(future)
-            return future
+        try:
+            # Again each time, which costs no system call: somebody may have watched or left the file meanwhile.
+            self._listen(loop, self._wake, loop)
+        except BaseException:
+            self._leave(future, False)
+            raise
+        return future
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give what came to the task that has waited longest. The event loop calls this.
@@ -178,14 +180,28 @@ class IrqVector:
             elif count := self._read():
                 future.set_result(self._counted(count))
 
-    def _leave(self, future: asyncio.Future[int]) -> None:
+    def _leave(self, future: asyncio.Future[int], taken: bool) -> None:
         with self._lock:
             if self._closing:
                 return
             self._futures.remove(future)
-            if future.done() and not future.cancelled() and sys.exception() is not None:
+            if not taken and future.done() and not future.cancelled():
                 # The task was cancelled after it was served: what came is for others.
                 os.eventfd_write(self._fd.fileno(), future.result())
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+        """Have an event loop call a function when interrupts came, until `_unlisten` or until the vector is closed."""
+        with self._lock:
+            self._require_open()
+            loop.add_reader(self._fd.fileno(), callback, *arguments)
+            if loop not in self._loops:
+                self._loops = [each for each in self._loops if not each.is_closed()] + [loop]
+
+    def _unlisten(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if not self._closing and loop in self._loops:
+                self._loops.remove(loop)
+                loop.remove_reader(self._fd.fileno())
 
     def __await__(self) -> Generator[object, None, int]:
         return self._next().__await__()
@@ -226,19 +242,24 @@ class IrqVector:
         """Let every event loop forget the file, and close it after the last has."""
         # A loop is told by its own thread only, and before the number may be given to another file.
         loops = [each for each in self._loops if not each.is_closed()]
+        left = len(loops)
 
         def forget(loop: asyncio.AbstractEventLoop) -> None:
-            loop.remove_reader(fd)
-            for future in self._futures:
-                if future.get_loop() is loop and not future.done():
-                    future.set_exception(self._closed_error())
-            loops.remove(loop)
-            if not loops:
+            nonlocal left
+            if not loop.is_closed():
+                loop.remove_reader(fd)
+                for future in self._futures:
+                    if future.get_loop() is loop and not future.done():
+                        future.set_exception(self._closed_error())
+            with self._lock:
+                left -= 1
+                last = not left
+            if last:
                 os.close(fd)
 
         if not loops:
             os.close(fd)
-        for loop in tuple(loops):
+        for loop in loops:
             if _is_ours(loop):
                 forget(loop)
                 continue
@@ -268,11 +289,17 @@ def _is_ours(loop: asyncio.AbstractEventLoop) -> bool:
         return not loop.is_running()
 
 
-def _deadline(timeout: float) -> float:
+def deadline_of(timeout: float) -> float:
+    """Give the end of a wait, on the monotonic clock.
+
+    Raises:
+        ArgumentError: the timeout is no number of seconds from 0 on.
+    """
     if not 0 <= timeout < math.inf:
         raise ArgumentError(f"timeout {timeout} is not a number of seconds from 0 on")
     return time.monotonic() + timeout
 
 
-def _left(deadline: float) -> float:
+def left_of(deadline: float) -> float:
+    """Give the seconds that are left, as many as one system call takes at most; 0 when it is over."""
     return min(max(0.0, deadline - time.monotonic()), _LONGEST_LOOK)

@@ -198,6 +198,8 @@ class Edu(Driver):
         self._forget(Interrupt.FACTORIAL)
         self.regs.factorial.write(number)
         self._wait(Interrupt.FACTORIAL, timeout)
+        # The unit says that it is done before it interrupts: this one may be that of a number of before.
+        self.regs.status.wait(timeout, computing=0)
         return self.regs.factorial.read()
 
     def copy_to_device(self, memory: DmaBuffer | DmaSlice, offset: int = 0, *, timeout: float = 5.0) -> None:

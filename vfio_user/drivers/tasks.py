@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vfio_user.drivers.waiting import LOOK_EVERY, unless
-from vfio_user.errors import VfioError
+from vfio_user.errors import ClosedError, VfioError
 
 if TYPE_CHECKING:
     import asyncio
@@ -111,26 +111,29 @@ class TaskWaiter:
         """Sleep until the interrupt, the alarm, or for as long as nobody needs to look."""
         import asyncio
 
-        with self._watched(asyncio.get_running_loop(), woken):
-            try:
+        try:
+            with self._watched(asyncio.get_running_loop(), woken):
                 async with asyncio.timeout(max(0.0, min(LOOK_EVERY, deadline - time.monotonic()))):
                     await woken
-            except TimeoutError:
-                unless(done, self._diagnose)
-            except VfioError:
-                if not done():
-                    raise
+        except TimeoutError:
+            unless(done, self._diagnose)
+        except ClosedError:
+            # The driver was stopped in this instant: it says so in its own words.
+            unless(done, self._poll)
+            await asyncio.sleep(0)
+        except VfioError:
+            if not done():
+                raise
 
     @contextlib.contextmanager
     def _watched(self, loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> Iterator[None]:
         """Have the loop watch the interrupt while ``woken`` is waited for."""
         assert self._vector is not None
-        fd = self._vector.fileno()
         with self._lock:
+            if loop not in self._sleepers:
+                self._vector._listen(loop, self._on_interrupt, loop)
             sleepers = self._sleepers.setdefault(loop, [])
             sleepers.append(woken)
-            if len(sleepers) == 1:
-                loop.add_reader(fd, self._on_interrupt, loop)
         try:
             yield
         finally:
@@ -138,7 +141,7 @@ class TaskWaiter:
                 sleepers.remove(woken)
                 if not sleepers:
                     del self._sleepers[loop]
-                    loop.remove_reader(fd)
+                    self._vector._unlisten(loop)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
         assert self._vector is not None

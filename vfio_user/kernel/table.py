@@ -50,11 +50,14 @@ class Table:
             first = values
         elif len(values) != self._count:
             raise ArgumentError(f"{len(values)} values for {name} of {self._count} structures")
+        elif isinstance(values, array) and values.typecode != "Q":
+            raise ArgumentError(f"values for {name} are of format {values.typecode!r}: give them as 'Q'")
         elif isinstance(values, range):
             first, step = values.start, values.step
         else:
             numbers = ffi.from_buffer("uint64_t[]", values)
         width = ffi.sizeof(field.type)
+        assert width in _FORMATS, f"{name} is no integer of 32 or 64 bits"
         if lib.vu_fill_column(self.rows, self._stride, self._count, field.offset, width, numbers, first, step):
             raise ArgumentError(f"a value for {name} has more than its {8 * width} bits")
 

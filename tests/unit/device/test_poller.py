@@ -6,8 +6,12 @@ import asyncio
 import os
 import random
 import select
+import signal
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import cast
 from unittest import mock
@@ -122,7 +126,7 @@ def test_one_call_reads_all_of_many(many: list[IrqVector]) -> None:
             ring(vector, vector.number + 1)
         with mock.patch.object(module, "lib", wraps=lib) as calls:
             found = poller.wait(5.0)
-        assert calls.vu_eventfds_wait.call_count == 1
+        assert calls.vu_eventfds_read.call_count == 1
         assert {vector.number: count for vector, count in found} == {n: n + 1 for n in range(300)}
         assert poller.drain() == []
         assert all(vector.drain() == 0 for vector in many)
@@ -148,18 +152,41 @@ def test_no_interrupt_of_many_threads_is_lost(many: list[IrqVector]) -> None:
             sender.result(10)
 
 
-def test_what_finds_no_room_comes_by_the_next_call(many: list[IrqVector]) -> None:
-    with IrqPoller() as poller, mock.patch.object(module, "_SPARE", 8):
-        poller._make_room(8)
-        for vector in many[:8]:
+def test_a_vector_that_is_added_while_somebody_waits_loses_nothing(many: list[IrqVector]) -> None:
+    """Others interrupt all the time, and are closed: who waits reads whenever there is something to read."""
+    over = threading.Event()
+    with IrqPoller(many[:1]) as poller:
+
+        def interrupt() -> None:
+            while not over.is_set():
+                ring(many[0])
+
+        seen: Counter[IrqVector] = Counter()
+
+        def watch() -> None:
+            while not over.is_set():
+                with suppress(DeadlineError):
+                    seen.update(dict(poller.wait(0.1)))
+
+        def close() -> None:
+            for vector in goes:
+                vector._close()
+
+        sender, waiter = start(interrupt), start(watch)
+        goes, comes = many[1:100], many[100:200]
+        for vector in goes:
             poller.add(vector)
+        closer = start(close)
+        for vector in comes:
             ring(vector)
-        with mock.patch.object(IrqPoller, "_make_room"):
-            for vector in many[8:20]:
-                poller.add(vector)
-                ring(vector)
-            counts = [len(poller.wait(1.0)) for _ in range(3)]
-    assert counts == [8, 8, 4]
+            poller.add(vector)
+        closer.result(10)
+        assert eventually(lambda: not any(select.select([each], [], [], 0)[0] for each in comes), 10)
+        over.set()
+        sender.result(10)
+        waiter.result(20)
+        seen.update(dict(poller.drain()))
+    assert [seen[vector] for vector in comes] == [1] * 100
 
 
 def test_vectors_that_go_while_somebody_waits(many: list[IrqVector]) -> None:
@@ -197,7 +224,7 @@ def test_a_number_is_not_given_away_while_it_may_be_read(many: list[IrqVector], 
 
     poller = IrqPoller(many)
     let_go = {"vector": many[0]._close, "poller": poller.close, "remove": lambda: poller.remove(many[0])}
-    with mock.patch.object(module, "lib", SimpleNamespace(vu_eventfds_wait=read)):
+    with mock.patch.object(module, "lib", SimpleNamespace(vu_eventfds_read=read)):
         waiter = start(lambda: poller.wait(0.0))
         assert inside.wait(10)
         closer = start(let_go[how])
@@ -246,6 +273,64 @@ def test_a_child_does_not_read_what_is_its_parents(pci: PciDevice, vectors: tupl
 
         assert "was opened by the parent process" in in_child(child)
         assert poller.wait(1.0) == [(vectors[0], 1)]
+
+
+def test_a_signal_handler_may_close_it(vectors: tuple[IrqVector, ...]) -> None:
+    """In the very thread that waits, which can't leave before its handler has."""
+    poller = IrqPoller(vectors)
+    took: list[float] = []
+
+    def handler(*_: object) -> None:
+        begin = time.monotonic()
+        poller.close()
+        took.append(time.monotonic() - begin)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(ClosedError, match="this poller is closed"):
+            poller.wait(50.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert took[0] < 5, "it waits for nobody"
+
+
+def test_a_handler_that_raises_takes_nothing_away(many: list[IrqVector]) -> None:
+    class AlarmError(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise AlarmError
+
+    with IrqPoller(many[:2], interval=3600.0) as poller:
+        ring(many[0])
+        assert poller.wait(5.0) == [(many[0], 1)]
+        ring(many[1], 7)
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(AlarmError):
+                poller.wait(50.0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert poller.drain() == [(many[1], 7)]
+
+
+def test_a_child_closes_what_a_thread_of_its_parent_waits_for(vectors: tuple[IrqVector, ...]) -> None:
+    poller = IrqPoller(vectors)
+    waiter = start(lambda: poller.wait(50.0))
+    assert not eventually(waiter.done, 0.02)
+
+    def child() -> str:
+        poller.remove(vectors[0])
+        poller.close()
+        return repr(poller)
+
+    begin = time.monotonic()
+    assert in_child(child) == "'<IrqPoller closed>'"
+    assert time.monotonic() - begin < 8, "nobody is waited for"
+    poller.close()
+    assert isinstance(waiter.exception(10), ClosedError)
 
 
 # -- gathering
@@ -305,7 +390,38 @@ def test_the_deadline_ends_the_interval(many: list[IrqVector]) -> None:
             poller.wait(0.01)
 
 
+def test_what_was_gathered_is_told_once(many: list[IrqVector]) -> None:
+    async def main() -> None:
+        with IrqPoller(many, interval=3600.0, batch=5) as poller:
+            ring(many[0])
+            assert await poller.wait() == [(many[0], 1)]
+            ring(many[0], 2)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await poller.wait()
+            assert poller.drain() == [(many[0], 2)]
+            assert poller.drain() == []
+            with pytest.raises(DeadlineError):
+                poller.wait(0.01)
+
+    asyncio.run(main())
+
+
 # -- asyncio
+
+
+@pytest.mark.parametrize("how", ["close", "disable"])
+def test_the_end_is_noticed_within_an_interval(many: list[IrqVector], how: str) -> None:
+    async def main() -> None:
+        with IrqPoller(many[:1], interval=3600.0) as poller:
+            ring(many[0])
+            await poller.wait()
+            asyncio.get_running_loop().call_later(0.02, poller.close if how == "close" else many[0]._close)
+            with pytest.raises(ClosedError):
+                async with asyncio.timeout(10):
+                    await poller.wait()
+
+    asyncio.run(main())
 
 
 def test_await_many(many: list[IrqVector]) -> None:
@@ -338,13 +454,19 @@ def test_await_many(many: list[IrqVector]) -> None:
 def test_await_gathered(many: list[IrqVector]) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        with IrqPoller(many, interval=0.2) as poller:
+        with IrqPoller(many, interval=3600.0) as poller:
             ring(many[0])
             assert await poller.wait() == [(many[0], 1)]
             ring(many[0])
             loop.call_later(0.01, ring, many[1])
+            waiter = asyncio.create_task(poller._next())
+            while select.select([many[1]], [], [], 0)[0] == []:
+                await asyncio.sleep(0.001)
+            assert not waiter.done(), "the interval is not over"
+            poller._not_before = 0.0
+            poller._ring()
             async with asyncio.timeout(10):
-                assert by_vector(await poller.wait()) == {many[0]: 1, many[1]: 1}
+                assert by_vector(await waiter) == {many[0]: 1, many[1]: 1}
 
     asyncio.run(main())
 

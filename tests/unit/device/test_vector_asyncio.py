@@ -263,3 +263,18 @@ def test_loops_in_two_threads_take_turns(pci: PciDevice, vector: IrqVector) -> N
     asyncio.run(second())
     thread.join(10)
     assert left == [False]
+
+
+def test_wait_while_an_exception_is_dealt_with(pci: PciDevice, vector: IrqVector) -> None:
+    """What came is told once, whatever the caller is in the middle of."""
+
+    async def main() -> None:
+        try:
+            raise ValueError
+        except ValueError:
+            asyncio.get_running_loop().call_later(0.01, pci.irqs.msix.trigger)
+            async with asyncio.timeout(10):
+                assert await vector == 1
+        assert vector.drain() == 0
+
+    asyncio.run(main())

@@ -13,7 +13,7 @@ import vfio_user
 from tests.unit.conftest import ADDRESS
 from tests.unit.fake_device import INTX, MSI, FakeDevice
 from tests.unit.fake_kernel import FakeKernel
-from tests.unit.threads import start
+from tests.unit.threads import eventually, start
 from vfio_user import DmaSlice, Iova, PciDevice
 from vfio_user._uapi import lib
 from vfio_user.drivers import edu
@@ -124,10 +124,21 @@ def test_transfer_of_a_dead_process_that_does_not_end(
 def test_interrupt_of_the_same_reason_that_was_left_behind(driver: Edu, machine: FakeDevice) -> None:
     put(machine, edu.IRQ_STATUS, Interrupt.FACTORIAL)
     waiter = start(lambda: driver.factorial(5, timeout=30.0))
-    time.sleep(0.02)
-    assert get(machine, edu.IRQ_ACK) == Interrupt.FACTORIAL
+    assert eventually(lambda: get(machine, edu.IRQ_ACK) == Interrupt.FACTORIAL, 10)
     put(machine, edu.FACTORIAL, 120)
     interrupt(machine, Interrupt.FACTORIAL)
+    assert waiter.result(10) == 120
+
+
+def test_interrupt_of_before_that_comes_late_is_no_result(driver: Edu, machine: FakeDevice) -> None:
+    """The unit says that it is done before it interrupts."""
+    waiter = start(lambda: driver.factorial(5, timeout=30.0))
+    assert eventually(lambda: get(machine, edu.FACTORIAL) == 5, 10)
+    put(machine, edu.STATUS, 0x81)
+    interrupt(machine, Interrupt.FACTORIAL)
+    assert not eventually(waiter.done, 0.05)
+    put(machine, edu.FACTORIAL, 120)
+    put(machine, edu.STATUS, 0x80)
     assert waiter.result(10) == 120
 
 

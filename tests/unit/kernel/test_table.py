@@ -47,6 +47,8 @@ def test_wrong_columns() -> None:
         Table("struct iommu_ioas_unmap", 1, nothing=1)
     with pytest.raises(ArgumentError, match="1 values for iova of 2 structures"):
         Table("struct iommu_ioas_unmap", 2, iova=array("Q", [1]))
+    with pytest.raises(ArgumentError, match="of format 'I'"):
+        Table("struct iommu_ioas_unmap", 2, iova=array("I", [1, 2]))
     for values in (1 << 32, range(0xFFFFFFFF, 0x100000001), array("Q", [0, 1 << 63])):
         with pytest.raises(ArgumentError, match="a value for ioas_id has more than its 32 bits"):
             Table("struct iommu_ioas_unmap", 2, ioas_id=values)
