@@ -2,16 +2,24 @@
 /* Methods of RingPair: its lock, what happens to the whole queue, and counters. */
 #include "ring_type.h"
 
+#include "futex.h"
+
 #include <stdlib.h>
 
 /* ---- the lock ---- */
 
+enum { FREE, HELD, WAITED_FOR };
+
+/* Not one of Python's: those look at the clock each time, which costs as much as two commands. */
 void pair_lock(struct pair_object *self)
 {
-    if (PyThread_acquire_lock(self->lock, NOWAIT_LOCK))
+    uint32_t was = FREE;
+
+    if (atomic_compare_exchange_strong(&self->lock, &was, HELD))
         return;
     Py_BEGIN_ALLOW_THREADS
-    PyThread_acquire_lock(self->lock, WAIT_LOCK);
+    while (atomic_exchange(&self->lock, WAITED_FOR) != FREE)
+        futex_wait(&self->lock, WAITED_FOR, INT64_MAX);
     Py_END_ALLOW_THREADS
 }
 
@@ -20,7 +28,8 @@ void pair_unlock(struct pair_object *self)
     struct ring_batch *ended = self->ring.ended;
 
     self->ring.ended = NULL;
-    PyThread_release_lock(self->lock);
+    if (atomic_exchange(&self->lock, FREE) == WAITED_FOR)
+        futex_wake_all(&self->lock);
     while (ended != NULL) { /* without the lock: what is let go of may run any code */
         struct ring_batch *next = ended->next;
 

@@ -122,8 +122,7 @@ static bool pair_setup(struct pair_object *self, PyObject *submissions, PyObject
         !take_memory(&self->completions, completions, layout.entries, layout.completion_size, "completions") ||
         !check_bells(self))
         return false;
-    self->lock = PyThread_allocate_lock();
-    if (self->lock != NULL && ring_init(&self->ring, &layout, self->submissions.buf, self->completions.buf) == 0)
+    if (ring_init(&self->ring, &layout, self->submissions.buf, self->completions.buf) == 0)
         return true;
     PyErr_NoMemory();
     return false;
@@ -203,8 +202,6 @@ static void pair_dealloc(PyObject *object)
     ring_free(&self->ring);
     PyBuffer_Release(&self->submissions);
     PyBuffer_Release(&self->completions);
-    if (self->lock != NULL)
-        PyThread_free_lock(self->lock);
     release(object);
     Py_DECREF(type);
 }

@@ -14,7 +14,7 @@ struct pair_object {
     Py_buffer submissions, completions; /* obj is NULL where there is none */
     PyObject *bells;                    /* an Mmio, or something with its write32() */
     size_t tail_bell, head_bell;
-    PyThread_type_lock lock; /* guards the ring, and orders doorbells; taken before the memory lock */
+    _Atomic uint32_t lock; /* guards the ring, and orders doorbells; taken before the memory lock */
     _Atomic bool running;
     bool lazy; /* the device is told of taken completions only when it could run out of room */
 };
