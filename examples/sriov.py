@@ -24,7 +24,7 @@ def main(address: str) -> None:
         pf.set_vf_token(token)
         print(f"process {os.getpid()} has {pf.name}, and has made {vfs.addresses[0]}", flush=True)
         try:
-            vfio_user.open(vfs.addresses[0])
+            vfio_user.open(vfs.addresses[0]).close()
         except vfio_user.VfioError as error:
             print(f"without the token: {error}", flush=True)
         subprocess.run([sys.executable, __file__, str(vfs.addresses[0]), token], check=True, timeout=60)

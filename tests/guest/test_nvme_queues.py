@@ -132,7 +132,7 @@ def test_one_thread_serves_many_queues(vfio_device: Find, iommu_mode: str) -> No
             IrqPoller((vector for vector in queues if vector is not None), interval=0.002) as poller,
         ):
             pieces.read(slice(None), numpy.arange(depth))
-            rows = numpy.arange(depth, dtype="<u8")
+            rows = numpy.arange(depth, dtype="u8")
             submitted, seen = dict.fromkeys(queues, depth), {vector: numpy.zeros(depth, int) for vector in queues}
             for queue in queues.values():
                 queue.submit_rows(pieces.table, rows, keep=pieces)
@@ -204,7 +204,7 @@ def test_arrays_under_load(vfio_device: Find, iommu_mode: str, how: str) -> None
         namespace, queue = ctrl.namespaces[0], ctrl.io_queues[0]
         order = numpy.random.default_rng(9)
         with pci.dma_alloc(64 * 4096) as buffer, namespace.pieces(buffer, 8) as pieces:
-            blocks = buffer.array("<u8", (64, 512))
+            blocks = buffer.array("u8", (64, 512))
             every = numpy.arange(64, dtype="u8")
             lbas = every * 8
             pieces.write(every, lbas)

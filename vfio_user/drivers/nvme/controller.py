@@ -135,8 +135,9 @@ class NvmeController(ControllerLife):
         self._set(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, vector, value)
 
     def _vector(self, number: int) -> int:
-        if not 0 <= number <= 0xFFFF:
-            raise BoundsError(f"vector {number}: give 0 to 65535")
+        vectors = sorted({queue.vector.number for queue in self.io_queues if queue.vector is not None})
+        if number not in vectors:
+            raise BoundsError(f"vector {number} is that of no I/O queue of {self.pci.name}; there are {vectors}")
         return number
 
     def _set(self, feature: FeatureId, which: int, value: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vfio_user.addresses import PciId
@@ -18,7 +18,7 @@ from vfio_user.drivers.virtio.errors import (
 from vfio_user.drivers.virtio.request import Request
 from vfio_user.drivers.virtio.transfer import flights, run, run_async
 from vfio_user.drivers.waiting import deadline_of
-from vfio_user.errors import AlignmentError, BoundsError
+from vfio_user.errors import AlignmentError, BoundsError, VfioError
 
 if TYPE_CHECKING:
     from vfio_user.device.vector import IrqVector
@@ -315,6 +315,12 @@ class VirtioBlk(VirtioDevice):
             except VirtioDeadlineError as late:
                 self.reset()  # else the device might use the memory when it is somebody else's
                 late.add_note("The device was reset for that, and works again.")
+                raise
+            except VfioError:
+                raise  # all requests have ended, or none is taken before a reset has ended them
+            except BaseException:  # Ctrl-C, for one: requests are in flight
+                with suppress(VfioError):
+                    self.reset()
                 raise
 
     def _settle(self, found: list[tuple[Request, int]]) -> None:
