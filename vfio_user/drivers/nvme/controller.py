@@ -135,9 +135,9 @@ class NvmeController(ControllerLife):
         self._set(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, vector, value)
 
     def _vector(self, number: int) -> int:
-        vectors = sorted({queue.vector.number for queue in self.io_queues if queue.vector is not None})
-        if number not in vectors:
-            raise BoundsError(f"vector {number} is that of no I/O queue of {self.pci.name}; there are {vectors}")
+        used = sorted({0, *(queue.vector.number for queue in self.io_queues if queue.vector is not None)})
+        if number not in used:
+            raise BoundsError(f"vector {number} is that of no queue of {self.pci.name}; there are {used}")
         return number
 
     def _set(self, feature: FeatureId, which: int, value: int) -> None:
