@@ -19,11 +19,6 @@ from vfio_user.errors import ArgumentError, ClosedError, DeadlineError, ForkedEr
 from vfio_user.memory import MemoryLock, Window
 
 
-@pytest.fixture
-def vectors(pci: PciDevice) -> tuple[IrqVector, ...]:
-    return pci.irqs.msix.enable(4)
-
-
 def test_counts_add_up(pci: PciDevice, vectors: tuple[IrqVector, ...]) -> None:
     for _ in range(5):
         pci.irqs.msix.trigger(2)
