@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 from collections.abc import Iterator
 
@@ -222,6 +223,22 @@ def test_device_that_needs_a_reset(machine: FakeDisk, blk: VirtioBlk) -> None:
         machine.put(STATUS, "<B", 0x4F)
         with pytest.raises(VirtioNeedsResetError, match="needs a reset"):
             request.wait(0.6)
+
+
+def test_who_is_interrupted_leaves_no_request_in_flight(machine: FakeDisk, blk: VirtioBlk) -> None:
+    """The memory of the transfer goes to the next one: the device must not reach it for this one any more."""
+
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            blk.read(0, 1, timeout=50.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert blk.num_in_flight == 0
 
 
 def test_device_that_does_not_answer(machine: FakeDisk, blk: VirtioBlk) -> None:
